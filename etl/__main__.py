@@ -1,0 +1,5 @@
+"""`python -m etl` is `linq-etl`."""
+
+from etl.cli import main
+
+main()

@@ -1,0 +1,343 @@
+"""TOML file + environment -> one frozen `Config`, or one error that names every problem.
+
+A setting is declared once, as an annotated field: its type and bounds are what msgspec checks,
+its description is what the operator is told to write instead.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from etl.errors import ConfigError
+from etl.phone import to_e164
+
+ENV_PREFIX = "LINQ_ETL_"
+CONFIG_ENV = "LINQ_ETL_CONFIG"
+TOKEN_ENV = "LINQ_INTEGRATION_TOKEN"  # noqa: S105  # the variable's name, not a token
+DEFAULT_PATH = Path("config.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An integration token; its value shows in no repr, log or error."""
+
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PhoneNumber:
+    """A configured number: E.164, its label, and its own token if it has one."""
+
+    number: str
+    label: str | None = None
+    token: Token | None = None
+
+
+class Api(Struct, frozen=True):
+    """Section [api]."""
+
+    base_url: Annotated[
+        str,
+        Meta(description='an https URL, e.g. "https://api.linqapp.com" (http on loopback only)'),
+    ] = "https://api.linqapp.com"
+    per_page: Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 100
+    timeout_seconds: Annotated[
+        float, Meta(ge=0.1, le=600, description="seconds for one whole request, 0.1 to 600")
+    ] = 30
+    max_attempts: Annotated[
+        int, Meta(ge=1, le=20, description="tries per request, a whole number from 1 to 20")
+    ] = 8
+    max_concurrency: Annotated[
+        int, Meta(ge=1, le=64, description="requests at a time, a whole number from 1 to 64")
+    ] = 8
+    max_requests_per_second: Annotated[
+        float | None, Meta(gt=0, description="a number above 0, or leave it out for no limit")
+    ] = None
+    token_file: Annotated[
+        str | None, Meta(description='a path, e.g. "/run/secrets/linq_token"')
+    ] = None
+
+
+class Database(Struct, frozen=True):
+    """Section [database]."""
+
+    url: Annotated[
+        str, Meta(description='"sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"')
+    ] = "sqlite:///linq.db"
+    auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
+
+
+class Sync(Struct, frozen=True):
+    """Section [sync]."""
+
+    phone_numbers: tuple[PhoneNumber, ...] = ()
+    all_phone_numbers: Annotated[bool, Meta(description="true or false")] = False
+    max_passes: Annotated[int, Meta(ge=1, le=10, description="a whole number from 1 to 10")] = 3
+    lease_seconds: Annotated[
+        int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
+    ] = 60
+
+
+class Log(Struct, frozen=True):
+    """Section [log]."""
+
+    json: Annotated[bool, Meta(description="true or false")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a command needs to know; `token` is for numbers without one of their own."""
+
+    api: Api
+    database: Database
+    sync: Sync
+    log: Log
+    token: Token | None
+
+
+_SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
+
+
+def load(
+    path: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    needs_token: bool = True,
+    needs_numbers: bool = True,
+) -> Config:
+    """Read the file (or none, if the environment says it all) and put the environment over it.
+
+    Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if there is one. Raises
+    ConfigError with every problem at once, a line each: key, what is wrong, what to write.
+    """
+    problems: list[str] = []
+    raw = _file_settings(path, environ, problems)
+    values = _sections(raw, _env_settings(environ, problems), problems)
+    numbers = tuple(_phone_numbers(values["sync"].pop("phone_numbers", []), environ, problems))
+    config = Config(
+        api=Api(**values["api"]),
+        database=Database(**values["database"]),
+        sync=Sync(phone_numbers=numbers, **values["sync"]),
+        log=Log(**values["log"]),
+        token=_default_token(values["api"].get("token_file"), environ, problems, needs_token),
+    )
+    problems.extend(_url_problems(config))
+    if needs_token:
+        problems.extend(_token_problems(config))
+    if needs_numbers:
+        problems.extend(_number_problems(config))
+    if problems:
+        raise ConfigError(
+            "the configuration has problems:\n" + "\n".join(f"  {p}" for p in problems)
+        )
+    return config
+
+
+def _file_settings(
+    path: Path | None, environ: Mapping[str, str], problems: list[str]
+) -> dict[str, Any]:
+    named = path or (Path(environ[CONFIG_ENV]) if environ.get(CONFIG_ENV) else None)
+    try:
+        return tomllib.loads((named or DEFAULT_PATH).read_text("utf-8"))
+    except FileNotFoundError:
+        if named:
+            problems.append(f"{named}: no such file; copy config.example.toml there")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{named or DEFAULT_PATH}: not valid TOML: {error}")
+    except OSError as error:
+        problems.append(f"{named or DEFAULT_PATH}: cannot be read: {error.strerror}")
+    return {}
+
+
+def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
+    settings: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    for variable, value in environ.items():
+        section, separator, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not (variable.startswith(ENV_PREFIX) and separator and value):
+            continue
+        if section in _SECTIONS and key in _SECTIONS[section].__struct_fields__:
+            settings[section][key] = value.split(",") if key == "phone_numbers" else value
+        else:
+            problems.append(f"{variable}: no such setting{_suggestion(section, key)}")
+    return settings
+
+
+def _sections(
+    raw: Mapping[str, Any], env: Mapping[str, Mapping[str, Any]], problems: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The checked values by section and key; what is wrong or unknown is left out and reported."""
+    for name in raw.keys() - _SECTIONS.keys():
+        problems.append(f"{name}: no such section; there are {', '.join(_SECTIONS)}")
+    values: dict[str, dict[str, Any]] = {}
+    for name, struct in _SECTIONS.items():
+        section = raw.get(name, {})
+        if not isinstance(section, dict):
+            problems.append(f"{name}: write it as a section, [{name}]")
+            section = {}
+        for key in section.keys() - set(struct.__struct_fields__):
+            problems.append(f"{name}.{key}: no such setting{_suggestion(name, key)}")
+        values[name] = dict(_checked(name, struct, {**section, **env[name]}, problems))
+    return values
+
+
+def _checked(
+    section: str, struct: type[Struct], given: Mapping[str, Any], problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    for key, hint in get_type_hints(struct, include_extras=True).items():
+        if key not in given:
+            continue
+        if key == "phone_numbers":
+            yield key, given[key]
+            continue
+        try:
+            # Not strict, because the environment has only strings: "50" is as good as 50.
+            yield key, msgspec.convert(given[key], hint, strict=False)
+        except msgspec.ValidationError:
+            meta = next(arg for arg in get_args(hint) if isinstance(arg, Meta))
+            problems.append(
+                f"{section}.{key}: {given[key]!r} will not do; write {meta.description}"
+            )
+
+
+def _suggestion(section: str, key: str) -> str:
+    known = [f"{name}.{f}" for name, s in _SECTIONS.items() for f in s.__struct_fields__]
+    close = difflib.get_close_matches(f"{section}.{key}", known, n=1)
+    return f"; did you mean {close[0]}?" if close else "; see config.example.toml"
+
+
+_NUMBER_KEYS = {"number", "label", "token_env"}
+
+
+def _phone_numbers(
+    entries: Any, environ: Mapping[str, str], problems: list[str]
+) -> Iterator[PhoneNumber]:
+    if not isinstance(entries, list):
+        problems.append('sync.phone_numbers: write a list, e.g. ["+13343284472"]')
+        return
+    seen: dict[str, int] = {}
+    for position, entry in enumerate(entries, start=1):
+        key = f"sync.phone_numbers, entry {position}"
+        try:
+            phone_number = _phone_number(entry, environ)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+            continue
+        first = seen.setdefault(phone_number.number, position)
+        if first != position:
+            problems.append(
+                f"{key}: {phone_number.number} is entry {first} already; delete one of them"
+            )
+        else:
+            yield phone_number
+
+
+def _phone_number(entry: Any, environ: Mapping[str, str]) -> PhoneNumber:
+    table = {"number": entry} if isinstance(entry, str) else entry
+    if (
+        not isinstance(table, dict)
+        or "number" not in table
+        or not table.keys() <= _NUMBER_KEYS
+        or not all(isinstance(value, str) for value in table.values())
+    ):
+        raise ValueError(
+            'write "+13343284472" or { number = "+13343284472", label = "Support", '
+            'token_env = "LINQ_TOKEN_SUPPORT" }'
+        )
+    number, variable = to_e164(table["number"]), table.get("token_env")
+    if variable and not environ.get(variable):
+        raise ValueError(
+            f"token_env names no variable that is set; put the token for {number} there"
+        )
+    token = _token(environ[variable], "token_env") if variable else None
+    return PhoneNumber(number, table.get("label"), token)
+
+
+def _default_token(
+    token_file: str | None, environ: Mapping[str, str], problems: list[str], needed: bool
+) -> Token | None:
+    try:
+        if environ.get(TOKEN_ENV):
+            return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
+        return _token(Path(token_file).read_text("utf-8"), "api.token_file") if token_file else None
+    except OSError as error:
+        # Not the path itself: somebody may have put the token there.
+        problem = f"api.token_file: that file cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "api.token_file: that is not a text file"
+    except ValueError as error:
+        problem = str(error)
+    if needed:
+        problems.append(problem)
+    return None
+
+
+def _token(text: str, source: str) -> Token:
+    value = text.strip()
+    if not value or not all("!" <= character <= "~" for character in value):
+        raise ValueError(f"{source}: holds no usable token; put the bare token there, one line")
+    return Token(value)
+
+
+def _token_problems(config: Config) -> Iterable[str]:
+    own = [phone_number.token for phone_number in config.sync.phone_numbers]
+    covered = own and all(own) and not config.sync.all_phone_numbers
+    if not (config.token or covered or config.api.token_file):
+        yield f"there is no token; set ${TOKEN_ENV}, or api.token_file to a file that holds it"
+
+
+def _number_problems(config: Config) -> Iterable[str]:
+    if not (config.sync.phone_numbers or config.sync.all_phone_numbers):
+        yield (
+            'sync.phone_numbers: there is none; write e.g. ["+13343284472"], or '
+            "all_phone_numbers = true (`linq-etl phone-numbers` lists them)"
+        )
+
+
+def _url_problems(config: Config) -> Iterable[str]:
+    hints = {
+        "api.base_url": get_type_hints(Api, include_extras=True)["base_url"],
+        "database.url": get_type_hints(Database, include_extras=True)["url"],
+    }
+    fits = {
+        "api.base_url": _is_base_url(config.api.base_url),
+        "database.url": _is_database_url(config.database.url),
+    }
+    for key, hint in hints.items():
+        if not fits[key]:
+            # A URL can hold a password, so it is not repeated here.
+            yield f"{key}: will not do; write {hint.__metadata__[0].description}"
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises ValueError where it is not a number
+    except ValueError:
+        return False
+    if not parts.hostname or parts.query or parts.fragment or parts.username:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a request to `host` stays on this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_database_url(url: str) -> bool:
+    scheme, separator, rest = url.partition("://")
+    if scheme == "sqlite":
+        return bool(separator) and len(rest) > 1 and rest.startswith("/") and ":memory:" not in rest
+    return scheme in {"postgresql", "postgresql+psycopg"} and bool(rest)

@@ -1,0 +1,162 @@
+"""Connections: how the database is opened, how a transaction begins, how its errors read.
+
+All writing transactions are one at a time, by SQLite's own lock or by an advisory lock in
+PostgreSQL: two runs can then share chats without deadlock, and what a transaction has compared
+is still so when it writes.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from etl.errors import DatabaseError
+
+BUSY_SECONDS = 30
+_WRITERS_LOCK = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
+_PRAGMAS = (
+    f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+)
+_POSTGRES_SETTINGS = (
+    f"SET lock_timeout = '{BUSY_SECONDS}s'",
+    # A writer that was suspended inside a transaction must not hold up the others for ever.
+    f"SET idle_in_transaction_session_timeout = '{BUSY_SECONDS}s'",
+)
+
+
+def open_database(url: str) -> Engine:
+    """An engine for a SQLite file, created readable by its owner only, or for PostgreSQL.
+
+    Raises DatabaseError where the file cannot be created. Connects lazily otherwise.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        _create_private(parsed)
+        engine = create_engine(parsed, hide_parameters=True, connect_args={"isolation_level": None})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = create_engine(
+        parsed.set(drivername="postgresql+psycopg"),
+        hide_parameters=True,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 10, "application_name": "linq-etl"},
+    )
+    event.listen(engine, "connect", _prepare_postgres)
+    return engine
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads and waits for no writer."""
+    with _translated(engine), engine.connect().execution_options(read_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """The one writing transaction of the moment: committed at the end, else rolled back.
+
+    Raises DatabaseError for whatever the database complains of.
+    """
+    with _translated(engine), engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(_WRITERS_LOCK)))
+        yield connection
+
+
+def database_clock(engine: Engine) -> Callable[[], datetime]:
+    """The time as the database sees it, so that hosts whose clocks differ agree.
+
+    For SQLite that is this machine's time.
+    """
+    offset = timedelta()
+    if engine.dialect.name == "postgresql":
+        with reading(engine) as connection:
+            offset = connection.execute(select(func.clock_timestamp())).scalar_one() - _now()
+    return lambda: _now() + offset
+
+
+def describe(engine: Engine) -> str:
+    """The database's URL as it may be shown: without a password."""
+    return engine.url.render_as_string(hide_password=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _create_private(url: URL) -> None:
+    """Create the file for its owner alone; SQLite gives its -wal and -shm the same mode."""
+    path = Path(url.database or "")
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DatabaseError(
+            f"cannot create the database file {path}: {error.strerror}; see database.url"
+        ) from error
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes its lock at once: one that began by reading could not be promoted later.
+    read_only = connection.get_execution_options().get("read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        for setting in _POSTGRES_SETTINGS:
+            cursor.execute(setting)
+    connection.commit()
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise DatabaseError(f"{_reason(error)} ({describe(engine)})") from error
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """One line for the operator; only operational messages are sure to hold no data."""
+    if not isinstance(error, DBAPIError):
+        return f"the database failed: {type(error).__name__}"
+    state = getattr(error.orig, "sqlstate", None)
+    if not isinstance(error, OperationalError):
+        return (
+            f"the database refused a statement: {type(error.orig).__name__} {state or ''}".rstrip()
+        )
+    message = str(error.orig).strip().splitlines()[0]
+    return f"the database is unavailable: {message}{_advice(message, state)}"
+
+
+def _advice(message: str, state: str | None) -> str:
+    if "database is locked" in message or state == "55P03":
+        return (
+            f"; another program has held it for more than {BUSY_SECONDS} s: wait for it or end it"
+        )
+    if "full" in message or state == "53100":
+        return "; make room on its disk and run again: nothing that was stored is lost"
+    if "readonly" in message or "unable to open" in message:
+        return "; see the permissions of the file and its folder"
+    if "not a database" in message:
+        return "; database.url names a file that is something else"
+    return "; see that it runs and that database.url is right"

@@ -1,0 +1,286 @@
+"""The Linq Partner API v2: one request, retried, answered by typed values."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+)
+from tenacity.wait import wait_random_exponential
+
+from etl import __version__, wire
+from etl.config import Api, Token, is_loopback
+from etl.errors import ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
+from etl.pace import Pace
+from etl.phone import to_digits
+from etl.wire import Chat, LinqNumber, Page
+
+RETRY_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})
+RETRY_SECONDS: Final = 300.0  # for one request, all its tries and waits together
+MAX_WAIT_SECONDS: Final = 30.0  # the exponential back-off grows to this
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+
+_PATH = "/api/partner/v2"
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was spent on the API for one number; requests include the retries."""
+
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """On whose behalf a request is made: a number, the token that reaches it, and its bill."""
+
+    phone_number: str
+    token: Token
+    traffic: Traffic
+
+
+class Linq:
+    """A connection pool and a pace, shared by every number and token of this process.
+
+    `now` gives the time that is recorded, `sleep` makes the waits between tries. An async context
+    manager. Its methods raise TokenRefused, RequestRefused, ApiThrottled or ApiUnavailable.
+    """
+
+    def __init__(
+        self,
+        settings: Api,
+        pace: Pace,
+        *,
+        now: Callable[[], datetime],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._settings = settings
+        self._pace = pace
+        self._now = now
+        self._sleep = sleep
+        self._refused: set[Token] = set()
+        host = urlsplit(settings.base_url).hostname or ""
+        self._http = httpx.AsyncClient(
+            base_url=settings.base_url.rstrip("/") + _PATH,
+            headers={"Accept": "application/json", "User-Agent": f"linq-etl/{__version__}"},
+            timeout=settings.timeout_seconds,
+            limits=httpx.Limits(
+                max_connections=settings.max_concurrency,
+                max_keepalive_connections=settings.max_concurrency,
+            ),
+            follow_redirects=False,
+            # A proxy from the environment must not see a token that is meant for loopback.
+            trust_env=not is_loopback(host),
+        )
+
+    async def __aenter__(self) -> "Linq":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def list_chats(self, line: Line, page: int) -> Page:
+        """Read one page, counted from 1, of the number's list."""
+        params: dict[str, str | int] = {
+            "phone_number": to_digits(line.phone_number),
+            "page": page,
+            "per_page": self._settings.per_page,
+        }
+
+        def decode(body: bytes) -> Page:
+            return wire.page(body, page, observed_at)
+
+        observed_at = self._now()
+        return await self._get(line, "/chats", decode, params=params)
+
+    async def get_chat(self, line: Line, chat_id: int) -> Chat | None:
+        """Read one chat; None where the API says that there is none (404, code not_found)."""
+        try:
+            return await self._get(line, f"/chats/{chat_id}", wire.single_chat)
+        except RequestRefused as error:
+            if (error.status, error.code) == (404, "not_found"):
+                return None
+            raise
+
+    async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
+        """The numbers that the line's token reaches."""
+        return await self._get(line, "/phone_numbers", wire.phone_numbers)
+
+    async def _get(
+        self,
+        line: Line,
+        path: str,
+        decode: Callable[[bytes], T],
+        *,
+        params: Mapping[str, str | int] | None = None,
+    ) -> T:
+        def before_sleep(state: RetryCallState) -> None:
+            line.traffic.retries += 1
+            failure = _failure(state)
+            if failure.throttled and state.next_action:
+                self._pace.throttled(state.next_action.sleep)
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Transient),
+            stop=stop_after_attempt(self._settings.max_attempts) | stop_before_delay(RETRY_SECONDS),
+            wait=_wait,
+            sleep=self._sleep,
+            before_sleep=before_sleep,
+            retry_error_callback=_give_up,
+        )
+        return await retrying(self._try, line, path, decode, params)
+
+    async def _try(
+        self,
+        line: Line,
+        path: str,
+        decode: Callable[[bytes], T],
+        params: Mapping[str, str | int] | None,
+    ) -> T:
+        async with self._pace.turn():
+            if line.token in self._refused:
+                raise TokenRefused(_REFUSED_401)
+            line.traffic.requests += 1
+            response, body = await self._send(line.token, path, params)
+            if response.status_code == 401:
+                self._refused.add(line.token)
+            line.traffic.throttled += response.status_code == 429
+            _check_status(response, body, self._now())
+            self._pace.answered()
+        try:
+            return decode(body)
+        except wire.BadAnswer as error:
+            raise _Transient(str(error)) from None
+
+    async def _send(
+        self, token: Token, path: str, params: Mapping[str, str | int] | None
+    ) -> tuple[httpx.Response, bytes]:
+        request = self._http.build_request(
+            "GET", path, params=params, headers={"X-LINQ-INTEGRATION-TOKEN": token.value}
+        )
+        try:
+            # httpx bounds each read; this bounds the request, should the body come in drops.
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                response = await self._http.send(request, stream=True)
+                try:
+                    return response, await _body(response)
+                finally:
+                    await response.aclose()
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Transient(f"no answer in {self._settings.timeout_seconds:g} s") from None
+        except httpx.ConnectError as error:
+            raise _Transient(f"no connection to {request.url.host}: {error}") from None
+        except httpx.RequestError as error:
+            # Its text may hold the URL, and with it the phone number.
+            raise _Transient(f"the connection broke ({type(error).__name__})") from None
+
+
+class _Transient(Exception):
+    """A failure that may pass; `retry_after` in seconds where the API named a time."""
+
+    def __init__(
+        self, reason: str, *, throttled: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.throttled = throttled
+        self.retry_after = retry_after
+
+
+_backoff = wait_random_exponential(multiplier=0.5, max=MAX_WAIT_SECONDS)
+
+
+def _failure(state: RetryCallState) -> _Transient:
+    failure = state.outcome.exception() if state.outcome else None
+    assert isinstance(failure, _Transient)  # noqa: S101  # nothing else is retried
+    return failure
+
+
+def _wait(state: RetryCallState) -> float:
+    asked = _failure(state).retry_after
+    return _backoff(state) if asked is None else asked
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    failure = _failure(state)
+    tries = f"after {state.attempt_number} tries in {state.seconds_since_start or 0:.0f} s"
+    if failure.retry_after is not None and failure.retry_after >= RETRY_SECONDS:
+        tries = f"and asked to wait {failure.retry_after:.0f} s, which is too long for one run"
+    if failure.throttled:
+        raise ApiThrottled(
+            f"the API is throttling {tries}; run again later, or set "
+            "api.max_requests_per_second lower"
+        ) from failure
+    raise ApiUnavailable(f"the API is unavailable {tries}: {failure}; run again later") from failure
+
+
+_REFUSED_401 = (
+    "the API refused the token (401); get a valid integration token from Linq and set "
+    "$LINQ_INTEGRATION_TOKEN or api.token_file"
+)
+
+
+def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
+    status = response.status_code
+    if status == 200:
+        return
+    if status in RETRY_STATUSES:
+        raise _Transient(
+            f"HTTP {status}",
+            throttled=status == 429,
+            retry_after=_retry_after(response.headers.get("Retry-After"), now),
+        )
+    if status == 401:
+        raise TokenRefused(_REFUSED_401)
+    if status == 403:
+        raise TokenRefused(
+            "the API does not let this token read that (403); use the token that the number "
+            "belongs to (token_env), or ask Linq"
+        )
+    code = wire.error_code(body)
+    # Only status and code: the rest of an error may repeat the phone number.
+    raise RequestRefused(
+        f"the API refused the request (HTTP {status}, code {code or 'none'}); see that the number "
+        "is one of `linq-etl phone-numbers`, and api.base_url",
+        status=status,
+        code=code,
+    )
+
+
+async def _body(response: httpx.Response) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise _Transient(f"an answer of more than {MAX_BODY_BYTES >> 20} MiB")
+    return b"".join(chunks)
+
+
+def _retry_after(header: str | None, now: datetime) -> float | None:
+    """Seconds to wait from either form of the header (RFC 9110, 10.2.3); None if unreadable."""
+    if header is None:
+        return None
+    try:
+        return float(int(header)) if header.strip().isdigit() else _seconds_until(header, now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds_until(date: str, now: datetime) -> float:
+    moment = parsedate_to_datetime(date)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max((moment - now).total_seconds(), 0.0)

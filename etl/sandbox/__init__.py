@@ -1,0 +1,7 @@
+"""A stand-in for the Linq Partner API v2 on loopback: invented chats, moving lists, faults."""
+
+from etl.sandbox.faults import Faults
+from etl.sandbox.server import Request, Sandbox
+from etl.sandbox.world import Motion, World, build_world
+
+__all__ = ["Faults", "Motion", "Request", "Sandbox", "World", "build_world"]

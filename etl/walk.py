@@ -1,0 +1,224 @@
+"""One number's list, walked to a verdict; no database and no HTTP in here.
+
+The list is paged by number and may change between any two requests, in an order nobody knows. A
+pass reads its pages and then its head again, which is where chats that moved during the pass have
+gone in a list ordered by recency. If every answer told the same total and that many different
+chats were seen, the pass is consistent: then chats can have come and gone unnoticed only in pairs,
+one for one, between the same two requests. Otherwise the list is walked again, a few times at most.
+
+The first pass reads pages side by side. A list that was seen to move is then read one page at a
+time, which allows a finer repair: what has been read for certain is the list's front, up to a
+frontier. Where the total shrank, so many rows may have slid over the frontier unread; it is drawn
+back by as many, and the page in which it now lies is read next.
+"""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from etl.errors import ApiUnavailable
+from etl.wire import Page
+
+Fetch = Callable[[int], Awaitable[Page]]
+Deliver = Callable[[Page], Awaitable[None]]
+
+# So many pages in a row with nothing new are no moving list but a broken one.
+MAX_PAGES_WITHOUT_NEWS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How far the list is known to have been read, and the evidence.
+
+    `completeness` is `consistent`, or `unproved` with a reason. The totals are what the API said
+    first and last; None if it did not say. `distinct` counts the ids of the last pass, `duplicates`
+    and `shrinkages` add up over all passes, and `seen` has the ids of all passes.
+    """
+
+    completeness: str
+    reason: str | None
+    passes: int
+    first_total: int | None
+    total_count: int | None
+    distinct: int
+    duplicates: int
+    shrinkages: int
+    seen: frozenset[int]
+
+
+async def walk(fetch: Fetch, deliver: Deliver, *, width: int, max_passes: int) -> Verdict:
+    """Read the list until a pass is consistent, `max_passes` times at most.
+
+    `fetch` reads one page, counted from 1; `deliver` gets every page that was read, and may make
+    the walk wait. `width` is how many pages the first pass keeps in flight.
+    """
+    passes: list[_Pass] = []
+    seen: set[int] = set()
+    while not passes or (len(passes) < max_passes and not passes[-1].consistent):
+        passes.append(_Pass(fetch, deliver))
+        await passes[-1].run(width if len(passes) == 1 else 1)
+        seen |= passes[-1].seen
+    first, last = passes[0], passes[-1]
+    return Verdict(
+        completeness="consistent" if last.consistent else "unproved",
+        reason=None if last.consistent else last.doubt,
+        passes=len(passes),
+        first_total=first.first_total,
+        total_count=last.total,
+        distinct=len(last.seen),
+        duplicates=sum(each.duplicates for each in passes),
+        shrinkages=sum(each.shrinkages for each in passes),
+        seen=frozenset(seen),
+    )
+
+
+class _Pass:
+    """One reading of the whole list, and what is known of it so far."""
+
+    def __init__(self, fetch: Fetch, deliver: Deliver) -> None:
+        self._fetch = fetch
+        self._deliver = deliver
+        self.seen: set[int] = set()
+        self.first_total: int | None = None
+        self.total: int | None = None
+        self.duplicates = 0
+        self.shrinkages = 0
+        self._steady = True
+        self._per_page = 0
+        self._last_page = 1
+        self._requests = 0
+        self._news = 0  # new ids on the page read last
+        self._lost = 0  # by how much the total shrank with it
+        self._without_news = 0
+
+    @property
+    def consistent(self) -> bool:
+        return self._steady and self.total is not None and len(self.seen) == self.total
+
+    @property
+    def doubt(self) -> str:
+        if self.total is None:
+            return "the API did not say how long the list is"
+        if self.first_total != self.total or not self._steady:
+            return f"the list changed while it was read (total {self.first_total} to {self.total})"
+        return f"{len(self.seen)} different chats were seen where the API counts {self.total}"
+
+    async def run(self, width: int) -> None:
+        await self._read(1)
+        if self._last_page == 1:
+            return  # One answer held the whole list, so there is no moment in between.
+        if width > 1:
+            await self._read_side_by_side(width)
+        else:
+            await self._read_front(self._per_page, budget=4 * self._last_page + 16)
+        await self._read_head_again()
+
+    async def _read_side_by_side(self, width: int) -> None:
+        pages = _prefetch(self._fetch, 2, lambda: self._last_page, width)
+        async with aclosing(pages):
+            async for page in pages:
+                await self._take(page)
+
+    async def _read_front(self, frontier: int, *, budget: int, at_least: int | None = None) -> None:
+        """Read on from the frontier, in rows, in order, to the list's end.
+
+        With `at_least`, only for so many pages, and further while they bring something new.
+        """
+        ahead = range(0)  # rows that were read beyond the frontier
+        for _ in range(budget):
+            number = frontier // self._per_page + 1
+            enough = at_least is not None and number > at_least and not self._news
+            if number > self._last_page or enough:
+                return
+            await self._read(number)
+            frontier = max(frontier - self._lost, 0)
+            ahead = range(ahead.start, max(ahead.stop - self._lost, ahead.start))
+            rows = range((number - 1) * self._per_page, number * self._per_page)
+            if rows.start > frontier:
+                ahead = rows
+            else:
+                frontier = max(frontier, rows.stop)
+                if ahead.start <= frontier:
+                    frontier = max(frontier, ahead.stop)
+        self._steady = False
+
+    async def _read_head_again(self) -> None:
+        """Read the head until nothing can hide in it, or it has taken as long as the list.
+
+        What moved to the head since the previous sweep began lies within as many rows as there
+        were requests since, if there was one change to a request; the sweep goes deeper while it
+        finds something new.
+        """
+        previous, end = 0, self._requests + self._last_page + 2
+        while self._requests < end:
+            began, distinct = self._requests, len(self.seen)
+            depth = math.ceil((began - previous) / self._per_page)
+            await self._read(1)
+            if self.consistent:
+                return
+            await self._read_front(
+                self._per_page, budget=max(end - self._requests, 1), at_least=depth
+            )
+            if depth == 1 and len(self.seen) == distinct:
+                return
+            previous = began
+
+    async def _read(self, number: int) -> None:
+        await self._take(await self._fetch(number))
+
+    async def _take(self, page: Page) -> None:
+        """Keep the books on a page, and hand it on."""
+        self._requests += 1
+        self._count_ids(page)
+        self._compare_extent(page)
+        await self._deliver(page)
+
+    def _count_ids(self, page: Page) -> None:
+        before = len(self.seen)
+        self.seen.update(page.ids)
+        self._news = len(self.seen) - before
+        self.duplicates += len(page.ids) - self._news
+        self._without_news = 0 if self._news else self._without_news + 1
+        if self._without_news > max(MAX_PAGES_WITHOUT_NEWS, self._last_page // 2) and page.ids:
+            raise ApiUnavailable(
+                f"the list repeats itself: {self._without_news} pages in a row, up to page "
+                f"{page.number}, brought no new chat; report it to Linq"
+            )
+
+    def _compare_extent(self, page: Page) -> None:
+        self._lost = 0
+        if self._requests == 1:
+            self.first_total, self._per_page = page.total_count, max(page.per_page, 1)
+        elif page.total_count != self.total or page.per_page != self._per_page:
+            self._steady = False
+            if page.total_count is not None and self.total is not None:
+                self._lost = max(self.total - page.total_count, 0)
+            self.shrinkages += self._lost > 0
+        self.total = page.total_count
+        if page.last_page is not None:
+            self._last_page = page.last_page
+        else:
+            # The API did not say, so the first empty page is the end.
+            self._last_page = max(self._last_page, page.number + bool(page.ids))
+
+
+async def _prefetch(
+    fetch: Fetch, first: int, last: Callable[[], int], width: int
+) -> AsyncGenerator[Page, None]:
+    """The pages from `first` to what `last` then says, in order, `width` of them in flight."""
+    flying: deque[asyncio.Task[Page]] = deque()
+    try:
+        while True:
+            while len(flying) < width and first <= last():
+                flying.append(asyncio.ensure_future(fetch(first)))
+                first += 1
+            if not flying:
+                return
+            yield await flying.popleft()
+    finally:
+        for task in flying:
+            task.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)

@@ -1,0 +1,80 @@
+"""What the walks of many numbers want written, one transaction after another.
+
+While a transaction runs in its thread the next batch gathers: with little to do each page is
+stored at once, with much to do batches grow, and the walks wait when the writer is behind. Pages
+and the closing of their number keep their order.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from etl import leases, runs
+from etl.database import writing
+from etl.linq import Traffic
+from etl.runs import NumberOutcome
+from etl.staging import Listing
+from etl.store import store
+
+BATCH = 50
+
+Item = Listing | NumberOutcome
+
+
+class Writer:
+    """Writes for one run, as long as it holds its leases.
+
+    `traffic` is what was spent on each number so far, entered with its pages.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_id: int,
+        now: Callable[[], datetime],
+        traffic: Mapping[str, Traffic],
+    ) -> None:
+        self._engine = engine
+        self._traffic = traffic
+        self._run_id = run_id
+        self._now = now
+        self._queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=BATCH)
+
+    async def put(self, item: Item) -> None:
+        """Hand over a page, or how a number ended; waits while the writer is behind."""
+        await self._queue.put(item)
+
+    async def drain(self) -> None:
+        """Wait until all that was handed over is stored."""
+        await self._queue.join()
+
+    async def run(self) -> None:
+        """Write until cancelled. Raises DatabaseError or LeaseLost, after which nothing is written.
+
+        A transaction that is under way when it is cancelled is brought to its end first.
+        """
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            writing_batch = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
+            try:
+                await asyncio.shield(writing_batch)
+            finally:
+                await asyncio.wait([writing_batch])
+            for _ in batch:
+                self._queue.task_done()
+
+    def _write(self, batch: Sequence[Item]) -> None:
+        listings = [item for item in batch if isinstance(item, Listing)]
+        outcomes = [item for item in batch if isinstance(item, NumberOutcome)]
+        now = self._now()
+        with writing(self._engine) as connection:
+            leases.ensure_held(connection, self._run_id, {item.phone_number for item in batch})
+            if listings:
+                counts = store(connection, listings, run_id=self._run_id, now=now)
+                runs.add_counts(connection, self._run_id, counts, self._traffic)
+            for outcome in outcomes:
+                runs.close_number(connection, self._run_id, outcome, now)
