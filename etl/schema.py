@@ -40,7 +40,7 @@ def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
     revision = current(engine)
     if revision == head():
         return
-    _ensure_known(revision)
+    ensure_known(revision)
     if not upgrade_allowed:
         raise SchemaError(
             f"the schema is {'empty' if revision is None else 'older than this program'} and "
@@ -49,10 +49,20 @@ def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
     upgrade(engine)
 
 
+def ensure_known(revision: str | None) -> None:
+    """Raise SchemaError if the database has a revision that this program has never heard of."""
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise SchemaError(
+            f"the schema (revision {revision}) is newer than this program; install the version of "
+            "linq-etl that made it, or a newer one"
+        )
+
+
 def upgrade(engine: Engine) -> str:
     """Upgrade to the newest revision and return it; two at once wait for one another."""
     with _migrating(engine) as config:
-        _ensure_known(_revision(config.attributes["connection"]))
+        ensure_known(_revision(config.attributes["connection"]))
         command.upgrade(config, "head")
     return head()
 
@@ -99,12 +109,3 @@ def _config() -> Config:
 def _revision(connection: Connection) -> str | None:
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     return context.get_current_revision()
-
-
-def _ensure_known(revision: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if revision is not None and revision not in known:
-        raise SchemaError(
-            f"the schema (revision {revision}) is newer than this program; install the version of "
-            "linq-etl that made it, or a newer one"
-        )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -20,7 +20,8 @@ from etl.database import database_clock, writing
 from etl.errors import Busy, ConfigError, DatabaseError, EtlError
 from etl.linq import Line, Linq, Traffic
 from etl.pace import Pace
-from etl.phone import to_e164
+from etl.phone import shortened, to_e164
+from etl.report import Report
 from etl.runs import Claim, Ending, NumberOutcome, Record
 from etl.staging import Listing
 from etl.walk import walk
@@ -32,26 +33,24 @@ T = TypeVar("T")
 _NO_NUMBER = ""  # on whose bill the requests go that are for the whole run
 
 
-class Report(Protocol):
-    """Where somebody watches the run."""
-
-    def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None: ...
-    def page_read(self, phone_number: str, page: Page) -> None: ...
-    def number_ended(self, outcome: NumberOutcome) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The run as the log has it, and what the process says with its exit code."""
+    """The run as the log has it, what went wrong in a sentence each, and the exit code."""
 
     record: Record
+    errors: Sequence[str]
     exit_code: int
 
 
 async def sync(
-    config: Config, engine: Engine, numbers: Sequence[PhoneNumber], report: Report
+    config: Config,
+    engine: Engine,
+    numbers: Sequence[PhoneNumber],
+    report: Report,
+    *,
+    all_reached: bool,
 ) -> Result:
-    """Sync the numbers, and with `all_phone_numbers` the others that the token reaches.
+    """Sync the numbers, and if `all_reached` and configured so, the others that the token reaches.
 
     Returns when every number has ended, well or not. Raises what ends the whole run: DatabaseError,
     LeaseLost, or, while the numbers are asked for, an error of the API. However it ends, and also
@@ -66,7 +65,7 @@ async def sync(
     async with Linq(config.api, pace, now=now) as linq:
         job = _Job(config, engine, linq, report, run_id=run_id, now=now)
         try:
-            await job.run(numbers)
+            await job.run(numbers, all_reached=all_reached)
         except asyncio.CancelledError:
             await job.close(Ending("interrupted", "interrupted", "ended by a signal"))
             raise
@@ -74,7 +73,7 @@ async def sync(
             with suppress(DatabaseError):
                 await job.close(Ending("failed", _kind(error), _sentence(error)))
             raise
-        return Result(await job.close(job.ending()), job.exit_code())
+        return Result(await job.close(job.ending()), job.errors(), job.exit_code())
 
 
 class _Job:
@@ -101,9 +100,11 @@ class _Job:
         self._outcomes: list[NumberOutcome] = []
         self._errors: dict[str, Exception] = {}
 
-    async def run(self, configured: Sequence[PhoneNumber]) -> None:
+    async def run(self, configured: Sequence[PhoneNumber], *, all_reached: bool) -> None:
         """Sync every number that is free."""
-        numbers = [*configured, *await self._others(configured)]
+        numbers = [*configured]
+        if all_reached and self._config.sync.all_phone_numbers:
+            numbers += await self._others(configured)
         claim = await _transact(
             self._engine, lambda c: runs.claim(c, self._run_id, numbers, self._now())
         )
@@ -134,6 +135,13 @@ class _Job:
         all_failed = len(self._errors) == len(self._outcomes)
         return codes.pop() if all_failed and len(codes) == 1 else 3
 
+    def errors(self) -> list[str]:
+        """A sentence for each number that failed; one for all that failed in the same way."""
+        failed: dict[str, list[str]] = {}
+        for number, error in self._errors.items():
+            failed.setdefault(_sentence(error), []).append(shortened(number))
+        return [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
+
     async def close(self, ending: Ending) -> Record:
         """Write the run's end; return its record."""
 
@@ -144,8 +152,8 @@ class _Job:
         return await _transact(self._engine, finish) or {}
 
     async def _others(self, configured: Sequence[PhoneNumber]) -> list[PhoneNumber]:
-        if not self._config.sync.all_phone_numbers or self._config.token is None:
-            return []
+        if self._config.token is None:
+            raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
         line = Line(_NO_NUMBER, self._config.token, self._traffic[_NO_NUMBER])
         reached = {to_e164(n.phone_number) for n in await self._linq.list_phone_numbers(line)}
         return [PhoneNumber(n) for n in sorted(reached - {n.number for n in configured})]

@@ -1,0 +1,536 @@
+"""The commands: they read options, own the engine's lifetime and turn errors into exit codes."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from etl import __version__, config, log
+from etl.config import Config, PhoneNumber
+from etl.errors import ConfigError, DatabaseError, EtlError, Interrupted, SchemaError
+
+# What talks to databases, the network or a terminal is imported by the command that needs it, so
+# that help and a mistake in the configuration answer at once.
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from etl.report import Report
+
+T = TypeVar("T")
+
+
+class Duration(click.ParamType[timedelta]):
+    """A time span such as 90s, 15m, 2h or 1d."""
+
+    name = "duration"
+    _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        match = re.fullmatch(r"(\d+)([smhd])", value)
+        if not match:
+            self.fail(f"{value!r} is no time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
+        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+phone_number_option = click.option(
+    "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file; default $LINQ_ETL_CONFIG, else ./config.toml if there is one.",
+)
+@click.option("--log-json", is_flag=True, help="Log lines on stderr as JSON.")
+@click.version_option(__version__, prog_name="linq-etl")
+@click.pass_context
+def cli(context: click.Context, config_path: Path | None, log_json: bool) -> None:
+    """Keep the chats of your Linq phone numbers in a SQL database.
+
+    \b
+    linq-etl demo      see it work, without a token
+    linq-etl check     see whether yours is set up
+    linq-etl sync      the main job, for cron
+    """
+    context.obj = {"path": config_path, "log_json": log_json}
+    log.configure(as_json=log_json, quiet=False)
+
+
+def main() -> None:
+    """Run the command line; the process ends with a documented exit code."""
+    try:
+        code = cli.main(standalone_mode=False, prog_name="linq-etl")
+    except EtlError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = ConfigError.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        code = 0  # Whoever read our output has seen enough.
+    except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
+        log.crash(error)
+        _complain(f"unexpected error ({type(error).__name__}); please report it with the log above")
+        code = EtlError.exit_code
+    sys.exit(code or 0)
+
+
+# The job
+
+
+@cli.command()
+@phone_number_option
+@json_option
+@click.pass_obj
+def sync(options: dict[str, Any], chosen: tuple[str, ...], as_json: bool) -> int:
+    """Sync every configured number into the database.
+
+    Exit code 0: all done. 3: some numbers failed, or some records were rejected. 4: the API
+    refused the token. 5: the API stayed unavailable. 6: the database. 7: another run is at it.
+
+    \b
+    Examples:
+      linq-etl sync
+      linq-etl sync --phone-number +13343284472 --json
+    """
+    settings = _load(options)
+    numbers = _chosen(settings, chosen)
+    from etl.schema import ensure_current
+    from etl.sync import sync as run_sync
+
+    with _database(settings) as engine, _watched(options, settings) as report:
+        ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
+        result = _run(run_sync(settings, engine, numbers, report, all_reached=not chosen))
+        report.run_ended(result.record)
+    if as_json:
+        _print_json(result.record)
+    for error in result.errors:
+        _complain(error)
+    return result.exit_code
+
+
+# The run log
+
+
+@cli.command("runs")
+@click.argument("run_id", type=int, required=False)
+@click.option("--limit", default=20, show_default=True, help="How many runs.")
+@json_option
+@click.pass_obj
+def show_runs(options: dict[str, Any], run_id: int | None, limit: int, as_json: bool) -> None:
+    """Show the run log, newest first, or one run in full.
+
+    \b
+    Examples:
+      linq-etl runs
+      linq-etl runs 42 --json
+    """
+    from etl import runs
+    from etl.database import reading
+
+    with _database(_load(options, offline=True), existing=True) as engine, reading(engine) as c:
+        record = runs.one(c, run_id) if run_id is not None else None
+        recent = runs.recent(c, limit) if run_id is None else []
+    if run_id is not None and record is None:
+        raise ConfigError(f"there is no run {run_id}; `linq-etl runs` lists them")
+    if as_json:
+        _print_json(record or recent)
+    elif record:
+        _print_run(record)
+    else:
+        _print_rows(recent, _RUN_COLUMNS)
+
+
+@cli.command()
+@click.option("--max-age", type=Duration(), help="Exit with 3 if a number is older, e.g. 2h.")
+@json_option
+@click.pass_obj
+def status(options: dict[str, Any], max_age: timedelta | None, as_json: bool) -> int:
+    """Show each number's last good sync, its age, and how complete its list was.
+
+    \b
+    Examples:
+      linq-etl status
+      linq-etl status --max-age 2h || page-somebody
+    """
+    from etl import runs
+    from etl.database import reading
+
+    settings = _load(options, offline=True)
+    with _database(settings, existing=True) as engine, reading(engine) as connection:
+        known = {row["phone_number"]: row for row in runs.freshness(connection)}
+    now = datetime.now(UTC)
+    configured = [number.number for number in settings.sync.phone_numbers]
+    wanted = known if settings.sync.all_phone_numbers or not configured else configured
+    rows = [_aged(known.get(number), number, now) for number in wanted]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_rows(rows, _STATUS_COLUMNS)
+    stale = [r for r in rows if max_age and not (r["age"] is not None and r["age"] <= max_age)]
+    return 3 if stale else 0
+
+
+# Looking around
+
+
+@cli.command()
+@json_option
+@click.pass_obj
+def check(options: dict[str, Any], as_json: bool) -> int:
+    """Check configuration, token, numbers, database and schema: a line each, with the fix.
+
+    \b
+    Example:
+      linq-etl check
+    """
+    from etl.checks import run_checks
+
+    findings = _run(run_checks(options["path"]))
+    if as_json:
+        _print_json([finding.as_record() for finding in findings])
+    for finding in findings if not as_json else ():
+        click.echo(str(finding))
+    return next((finding.exit_code for finding in findings if finding.exit_code), 0)
+
+
+@cli.command("phone-numbers")
+@json_option
+@click.pass_obj
+def phone_numbers(options: dict[str, Any], as_json: bool) -> None:
+    """List the numbers that the token reaches, and which of them are configured.
+
+    \b
+    Example:
+      linq-etl phone-numbers
+    """
+    settings = _load(options, needs_numbers=False)
+    from etl.checks import reachable_numbers
+
+    rows = _run(reachable_numbers(settings))
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_rows(rows, ("phone_number", "configured", "label"))
+
+
+# The schema
+
+
+@cli.group()
+def db() -> None:
+    """Manage the database's schema."""
+
+
+@db.command()
+@click.pass_obj
+def upgrade(options: dict[str, Any]) -> None:
+    """Create the tables, or bring them to the newest revision.
+
+    \b
+    Example:
+      linq-etl db upgrade
+    """
+    from etl import schema
+
+    with _database(_load(options, offline=True)) as engine:
+        click.echo(f"the schema is at revision {schema.upgrade(engine)}")
+
+
+@db.command()
+@click.pass_obj
+def current(options: dict[str, Any]) -> None:
+    """Show the schema's revision, and the one that this program needs.
+
+    \b
+    Example:
+      linq-etl db current
+    """
+    from etl import schema
+
+    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+        click.echo(f"{schema.current(engine) or 'empty'} (this program needs {schema.head()})")
+
+
+@db.command("check")
+@click.pass_obj
+def check_schema(options: dict[str, Any]) -> None:
+    """Compare the database with the tables that this program expects; exit code 6 if they differ.
+
+    \b
+    Example:
+      linq-etl db check
+    """
+    from etl import schema
+
+    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+        differences = schema.differences(engine)
+    if differences:
+        raise SchemaError(f"the schema is not as expected: {differences}")
+    click.echo("the schema is as expected")
+
+
+@db.command()
+@click.argument("revision")
+@click.confirmation_option(
+    prompt="Tables and columns that are newer are deleted with their data. Go on?"
+)
+@click.pass_obj
+def downgrade(options: dict[str, Any], revision: str) -> None:
+    """Go back to an older REVISION; `base` deletes every table with its data.
+
+    \b
+    Example:
+      linq-etl db downgrade 0002 --yes
+    """
+    from etl import schema
+
+    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+        schema.downgrade(engine, revision)
+        click.echo(f"the schema is at revision {schema.current(engine) or 'base'}")
+
+
+# Without a token
+
+
+@cli.command()
+@click.option("--port", default=8765, show_default=True, help="On 127.0.0.1; 0 takes a free one.")
+@click.option("--chats", default=500, show_default=True, help="Chats per number.")
+@click.option("--seed", default=1, show_default=True, help="Other data, as invented as these.")
+@click.option(
+    "--order",
+    type=click.Choice(["id", "id-desc", "recency", "shuffled"]),
+    default="recency",
+    show_default=True,
+    help="The list's order.",
+)
+@click.option("--latency", default=0.0, help="Seconds before each answer.")
+@click.option("--rate-limit", type=float, help="Requests a second before it answers 429.")
+@click.option(
+    "--retry-after",
+    type=click.Choice(["none", "seconds", "date"]),
+    default="none",
+    show_default=True,
+    help="What a 429 says of it.",
+)
+@click.option("--server-error", default=0.0, help="Share of answers that are 5xx, 0 to 1.")
+@click.option("--html", default=0.0, help="Share that are an HTML page.")
+@click.option("--drop", default=0.0, help="Share of connections that are dropped.")
+@click.option("--cut", default=0.0, help="Share of answers that are cut short.")
+@click.option("--jumps", default=0.0, help="Chats that jump to the head after each page.")
+@click.option("--creates", default=0.0, help="Chats created after each page.")
+@click.option("--deletes", default=0.0, help="Chats deleted after each page.")
+@click.option("--renames", default=0.0, help="Chats renamed after each page.")
+@click.option("--joins", default=0.0, help="Participants joining after each page.")
+@click.option("--leaves", default=0.0, help="Participants leaving after each page.")
+def sandbox(port: int, chats: int, seed: int, order: Any, **rates: Any) -> None:
+    """Serve a stand-in for the Linq API on loopback, with invented data, until Ctrl-C.
+
+    It can be as bad as the real one: slow, throttling, broken, with a list that moves.
+
+    \b
+    Examples:
+      linq-etl sandbox
+      linq-etl sandbox --jumps 3 --creates 1 --deletes 1 --drop 0.05
+    """
+    from etl.sandbox import Faults, Motion, Sandbox, build_world
+
+    motion = {name: rates.pop(name) for name in Motion.__dataclass_fields__}
+    world = build_world(seed=seed, chats_per_number=chats, order=order)
+    stand_in = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
+    click.echo(f"The sandbox answers at {stand_in.url}; Ctrl-C ends it. In another shell:\n")
+    click.echo(f"  export LINQ_ETL_API__BASE_URL={stand_in.url}")
+    click.echo("  export LINQ_INTEGRATION_TOKEN=sandbox-token")
+    click.echo(f"  export LINQ_ETL_SYNC__PHONE_NUMBERS={','.join(world.numbers)}")
+    click.echo("  linq-etl sync")
+    try:
+        stand_in.serve_forever()
+    except KeyboardInterrupt:
+        click.echo("")
+
+
+@cli.command()
+@click.pass_obj
+def demo(options: dict[str, Any]) -> None:
+    """See the main job work without a token: a sandbox, two syncs, a look at the result.
+
+    Leaves linq-demo.db in this folder and replaces it if it is there.
+
+    \b
+    Example:
+      linq-etl demo
+    """
+    from etl.demo import run_demo
+
+    log.configure(as_json=options["log_json"], quiet=True)
+    _run(run_demo(Path("linq-demo.db")))
+
+
+# What the commands share
+
+_RUN_COLUMNS = (
+    "id",
+    "command",
+    "status",
+    "started_at",
+    "finished_at",
+    "numbers_total",
+    "numbers_failed",
+    "requests",
+    "chats_inserted",
+    "chats_updated",
+    "chats_removed",
+    "error_kind",
+)
+_NUMBER_COLUMNS = (
+    "phone_number",
+    "status",
+    "completeness",
+    "passes",
+    "total_count",
+    "pages",
+    "chats_inserted",
+    "chats_updated",
+    "chats_removed",
+    "rejected",
+    "reason",
+    "error_detail",
+)
+_STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completeness", "total_count")
+
+
+def _load(options: dict[str, Any], *, offline: bool = False, needs_numbers: bool = True) -> Config:
+    settings = config.load(
+        options["path"], needs_token=not offline, needs_numbers=needs_numbers and not offline
+    )
+    log.configure(as_json=options["log_json"] or settings.log.json, quiet=False)
+    return settings
+
+
+def _chosen(settings: Config, chosen: Sequence[str]) -> tuple[PhoneNumber, ...]:
+    """The configured numbers, or those of them that were named on the command line."""
+    from etl.phone import to_e164
+
+    if not chosen:
+        return settings.sync.phone_numbers
+    known = {number.number: number for number in settings.sync.phone_numbers}
+    try:
+        wanted = dict.fromkeys(to_e164(text) for text in chosen)
+    except ValueError as error:
+        raise ConfigError(f"--phone-number: {error}") from None
+    unknown = [n for n in wanted if n not in known and not settings.sync.all_phone_numbers]
+    if unknown:
+        raise ConfigError(f"--phone-number: add {', '.join(unknown)} to sync.phone_numbers first")
+    return tuple(known.get(number) or PhoneNumber(number) for number in wanted)
+
+
+@contextmanager
+def _database(
+    settings: Config, *, existing: bool = False, empty: bool = False
+) -> Iterator["Engine"]:
+    """The database; if it must be `existing` it has tables too, unless it may be `empty`."""
+    from etl import schema
+    from etl.database import open_database
+
+    if existing:
+        _ensure_file(settings.database.url)
+    engine = open_database(settings.database.url)
+    try:
+        if existing and not empty and schema.current(engine) is None:
+            raise SchemaError("the database has no tables yet; run `linq-etl sync` first")
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _ensure_file(url: str) -> None:
+    path = url.removeprefix("sqlite:///")
+    if path != url and not Path(path).exists():
+        raise DatabaseError(f"there is no database file {path}; run `linq-etl sync` first")
+
+
+@contextmanager
+def _watched(options: dict[str, Any], settings: Config) -> Iterator["Report"]:
+    from etl.report import LogReport, TerminalReport
+
+    as_log = options["log_json"] or settings.log.json or not sys.stderr.isatty()
+    with LogReport() if as_log else TerminalReport() as report:
+        yield report
+
+
+def _run(job: Coroutine[Any, Any, T]) -> T:
+    """Run it; the first SIGINT or SIGTERM cancels it in good order, a second ends the process."""
+    received: list[int] = []
+
+    async def interruptible() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task  # noqa: S101  # it is running
+
+        def interrupt(number: int) -> None:
+            received.append(number)
+            for each in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL)
+            task.cancel()
+
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, interrupt, each)
+        return await job
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        raise Interrupted(received[0]) from None
+
+
+def _complain(message: str) -> None:
+    click.echo(f"linq-etl: {message}", err=True)
+
+
+def _aged(row: dict[str, Any] | None, number: str, now: datetime) -> dict[str, Any]:
+    row = row or dict.fromkeys(_STATUS_COLUMNS) | {"phone_number": number, "reason": None}
+    last = row["last_good_sync"]
+    return {**row, "age": timedelta(seconds=int((now - last).total_seconds())) if last else None}
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return int(value.total_seconds())
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    from etl.report import print_rows
+
+    print_rows(rows, columns)
+
+
+def _print_run(record: dict[str, Any]) -> None:
+    from etl.report import text
+
+    for key, value in record.items():
+        if key != "numbers":
+            click.echo(f"{key:<18}{text(value)}".rstrip())
+    click.echo("")
+    _print_rows(record["numbers"], _NUMBER_COLUMNS)

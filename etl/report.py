@@ -1,0 +1,194 @@
+"""What somebody sees of a run: progress bars and a table on a terminal, log lines elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from etl import log
+from etl.config import PhoneNumber
+from etl.phone import shortened
+from etl.runs import NumberOutcome, Record
+from etl.wire import Page
+
+LOG_EVERY_SECONDS = 10.0
+
+
+class Report(AbstractContextManager["Report"], Protocol):
+    """Where a run is watched; entered before it starts."""
+
+    def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
+        """The run has a row in the run log."""
+
+    def page_read(self, phone_number: str, page: Page) -> None:
+        """A page of the number's list was read."""
+
+    def number_ended(self, outcome: NumberOutcome) -> None:
+        """A number is done, well or not."""
+
+    def run_ended(self, record: Record) -> None:
+        """The run is closed; `record` is its row, its numbers under `numbers`."""
+
+
+class LogReport(Report):
+    """Structured log lines: a number's progress at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, int] = {}
+        self._logged = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
+        log.info("run_started", run=run_id, numbers=len(numbers))
+
+    def page_read(self, phone_number: str, page: Page) -> None:
+        self._pages[phone_number] = self._pages.get(phone_number, 0) + 1
+        if time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
+            self._logged = time.monotonic()
+            log.info(
+                "reading",
+                phone_number=shortened(phone_number),
+                pages=self._pages[phone_number],
+                of=page.last_page,
+            )
+
+    def number_ended(self, outcome: NumberOutcome) -> None:
+        write = log.info if outcome.status == "succeeded" else log.warning
+        write(
+            "number_ended",
+            phone_number=shortened(outcome.phone_number),
+            status=outcome.status,
+            completeness=outcome.completeness,
+            reason=outcome.reason,
+            total_count=outcome.total_count,
+            requests=outcome.traffic.requests,
+            error_kind=outcome.error_kind,
+            error_detail=outcome.error_detail,
+        )
+
+    def run_ended(self, record: Record) -> None:
+        counts = {name: record[name] for name in _SUMMARY if record[name]}
+        log.info("run_ended", run=record["id"], status=record["status"], **counts)
+
+
+class TerminalReport(Report):
+    """A progress bar per number, with rate and time left, and a table at the end."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} pages"),
+            TextColumn("{task.fields[rate]:.0f} chats/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._names: dict[str, str] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._chats: dict[str, int] = {}
+
+    def __enter__(self) -> "TerminalReport":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
+        self._names = {n.number: n.label or shortened(n.number) for n in numbers}
+        self._console.print(f"Run {run_id}: {len(numbers)} phone number(s)")
+
+    def page_read(self, phone_number: str, page: Page) -> None:
+        if phone_number not in self._bars:
+            name = self._names.get(phone_number, shortened(phone_number))
+            self._bars[phone_number] = self._progress.add_task(name, total=1, rate=0)
+            self._began[phone_number] = time.monotonic()
+        self._chats[phone_number] = self._chats.get(phone_number, 0) + len(page.chats)
+        elapsed = max(time.monotonic() - self._began[phone_number], 0.001)
+        bar = self._bars[phone_number]
+        self._progress.update(
+            bar,
+            advance=1,
+            # A list that has to be read again takes longer than its pages.
+            total=max(page.last_page or 1, self._progress.tasks[bar].completed + 1),
+            rate=self._chats[phone_number] / elapsed,
+        )
+
+    def number_ended(self, outcome: NumberOutcome) -> None:
+        bar = self._bars.get(outcome.phone_number)
+        if bar is not None:
+            self._progress.update(bar, visible=False)
+
+    def run_ended(self, record: Record) -> None:
+        self._progress.stop()
+        self._console.print(run_table(record, self._names))
+
+
+_SUMMARY = (
+    "requests",
+    "retries",
+    "chats_seen",
+    "chats_inserted",
+    "chats_updated",
+    "chats_removed",
+    "handles_inserted",
+    "handles_updated",
+    "handles_removed",
+    "rejected",
+)
+_COLUMNS = {
+    "status": "status",
+    "completeness": "list",
+    "total_count": "chats",
+    "chats_inserted": "new",
+    "chats_updated": "changed",
+    "chats_removed": "removed",
+    "requests": "requests",
+}
+
+
+def print_rows(rows: Sequence[Record], columns: Sequence[str]) -> None:
+    """Print a table on stdout; what is piped is never cut to a terminal's width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=10_000)
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(text(row[column])) for column in columns))
+    console.print(table)
+
+
+def text(value: Any) -> str:
+    """A value as a person reads it: nothing for null, times to the second."""
+    if value is None:
+        return ""
+    return value.isoformat(" ", "seconds") if hasattr(value, "isoformat") else str(value)
+
+
+def run_table(record: Record, names: Mapping[str, str]) -> Table:
+    """The run at a glance, a line per number; `names` has their labels."""
+    table = Table("number", *_COLUMNS.values(), box=box.SIMPLE_HEAD, title=f"Run {record['id']}")
+    for number in record["numbers"]:
+        name = names.get(number["phone_number"], shortened(number["phone_number"]))
+        table.add_row(name, *(text(number[column]) for column in _COLUMNS))
+    if len(record["numbers"]) > 1:
+        table.add_section()
+        table.add_row("all", *(text(record.get(column)) for column in _COLUMNS))
+    return table
