@@ -104,7 +104,7 @@ class Config:
     token: Token | None
 
 
-_SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
+SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
 
 
 def load(
@@ -159,12 +159,12 @@ def _file_settings(
 
 
 def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
-    settings: dict[str, dict[str, Any]] = {name: {} for name in _SECTIONS}
+    settings: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for variable, value in environ.items():
         section, separator, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
         if not (variable.startswith(ENV_PREFIX) and separator and value):
             continue
-        if section in _SECTIONS and key in _SECTIONS[section].__struct_fields__:
+        if section in SECTIONS and key in SECTIONS[section].__struct_fields__:
             settings[section][key] = value.split(",") if key == "phone_numbers" else value
         else:
             problems.append(f"{variable}: no such setting{_suggestion(section, key)}")
@@ -175,10 +175,10 @@ def _sections(
     raw: Mapping[str, Any], env: Mapping[str, Mapping[str, Any]], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
     """The checked values by section and key; what is wrong or unknown is left out and reported."""
-    for name in raw.keys() - _SECTIONS.keys():
-        problems.append(f"{name}: no such section; there are {', '.join(_SECTIONS)}")
+    for name in raw.keys() - SECTIONS.keys():
+        problems.append(f"{name}: no such section; there are {', '.join(SECTIONS)}")
     values: dict[str, dict[str, Any]] = {}
-    for name, struct in _SECTIONS.items():
+    for name, struct in SECTIONS.items():
         section = raw.get(name, {})
         if not isinstance(section, dict):
             problems.append(f"{name}: write it as a section, [{name}]")
@@ -209,7 +209,7 @@ def _checked(
 
 
 def _suggestion(section: str, key: str) -> str:
-    known = [f"{name}.{f}" for name, s in _SECTIONS.items() for f in s.__struct_fields__]
+    known = [f"{name}.{f}" for name, s in SECTIONS.items() for f in s.__struct_fields__]
     close = difflib.get_close_matches(f"{section}.{key}", known, n=1)
     return f"; did you mean {close[0]}?" if close else "; see config.example.toml"
 

@@ -1,0 +1,9 @@
+# docker build -t linq-etl .   Configuration and token come from outside; see README.md.
+FROM python:3.13-slim
+RUN useradd --system --uid 10001 --create-home etl
+COPY . /src
+RUN pip install --no-cache-dir --constraint /src/requirements.lock /src && rm -rf /src
+USER 10001
+WORKDIR /home/etl
+ENTRYPOINT ["linq-etl"]
+CMD ["sync"]

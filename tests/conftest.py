@@ -1,0 +1,106 @@
+"""Every test's world: a folder of its own, no network, no settings; and databases to work on."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import postgres
+import pytest
+from hypothesis import settings
+from sqlalchemy import Engine, Table, select
+
+from etl import schema
+from etl.database import open_database, reading
+
+Rows = Callable[[Table], list[dict[str, Any]]]
+
+_POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
+_LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
+
+# The same examples each time, and none kept: a test's outcome depends on the code alone.
+settings.register_profile("tests", derandomize=True, database=None, deadline=None)
+settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to be in, another for a home, and none of the caller's settings."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home))
+    for name in os.environ:
+        if name.startswith(("LINQ_", "PG", "XDG_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves this machine fails the test, whatever the code does about exceptions."""
+    getaddrinfo = socket.getaddrinfo
+
+    def refuse_remote(host: Any) -> None:
+        if host not in _LOOPBACK:
+            pytest.fail(f"a test reached for the network: {host}")
+
+    def guarded(name: str) -> Callable[..., Any]:
+        original = getattr(socket.socket, name)
+
+        def connect(self: socket.socket, address: Any) -> Any:
+            if self.family != socket.AF_UNIX:
+                refuse_remote(address[0])
+            return original(self, address)
+
+        return connect
+
+    def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_remote(host.decode() if isinstance(host, bytes) else host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, guarded(name))
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server for the tests' databases; without one they are skipped."""
+    try:
+        with postgres.server(_POSTGRES_URL) as url:
+            yield url
+    except postgres.NoPostgres as reason:
+        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        give_up(f"no PostgreSQL: {reason}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A new, empty database, once of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'linq.db'}"
+    else:
+        with postgres.database(request.getfixturevalue("postgres_server")) as url:
+            yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """The database opened, with the schema that the migrations make."""
+    opened = open_database(database_url)
+    schema.upgrade(opened)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def rows(engine: Engine) -> Rows:
+    """Reads a whole table, in the order of its key."""
+
+    def read(table: Table) -> list[dict[str, Any]]:
+        with reading(engine) as connection:
+            found = connection.execute(select(table).order_by(*table.primary_key))
+            return [dict(row) for row in found.mappings()]
+
+    return read

@@ -1,0 +1,118 @@
+"""A PostgreSQL for the tests: the server they are pointed to, else a private one for the session.
+
+The private one is started from installed binaries, listens on a socket in a folder of its own,
+and ends with this process however that ends. No other server is touched.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from sqlalchemy.engine import make_url
+
+URL_VARIABLE = "LINQ_ETL_TEST_POSTGRES_URL"
+
+# $1 is where the programs are, $2 a folder. The server runs until standard input ends, which is
+# when the tests have ended, be it by a signal.
+_SERVE = """
+exec 3>&1 >"$2/log" 2>&1
+"$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync &&
+"$1/pg_ctl" -D "$2/data" -l "$2/log" -w start 3>&- \\
+    -o "-c listen_addresses='' -c unix_socket_directories='$2' -c fsync=off" &&
+echo started >&3 && {
+    read -r _
+    "$1/pg_ctl" -D "$2/data" -m immediate stop
+    rm -rf "$2"
+}
+"""
+
+
+class NoPostgres(Exception):
+    """Why there is no PostgreSQL to test with."""
+
+
+@contextmanager
+def server(given_url: str | None) -> Iterator[str]:
+    """The URL of a server where databases may be created. Raises NoPostgres."""
+    if given_url:
+        yield given_url
+        return
+    folder = _folder()
+    try:
+        with _running(_programs(), folder):
+            yield f"postgresql://postgres@/postgres?host={folder}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def database(server_url: str) -> Iterator[str]:
+    """The URL of a new, empty database, which is dropped in the end."""
+    name = f"linq_etl_test_{uuid.uuid4().hex}"
+    _execute(server_url, "CREATE DATABASE {}", name)
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _execute(server_url, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def _execute(server_url: str, statement: str, name: str) -> None:
+    url = make_url(server_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+
+
+def _programs() -> Path:
+    """The folder with initdb: the one on PATH, else the newest that is installed."""
+    if on_path := shutil.which("initdb"):
+        return Path(on_path).resolve().parent
+    installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    versions = {float(path.parts[-3]): path.parent for path in installed}
+    if not versions:
+        raise NoPostgres(f"{URL_VARIABLE} is not set and initdb is not installed")
+    return versions[max(versions)]
+
+
+def _folder() -> Path:
+    # In /tmp, for a socket's path must be short and another user may have to come in.
+    folder = Path(tempfile.mkdtemp(prefix="linq-etl-", dir="/tmp"))
+    if account := _account():
+        os.chown(folder, account["user"], account["group"])
+    return folder
+
+
+def _account() -> dict[str, Any]:
+    """As whom the server runs: initdb refuses root."""
+    if os.geteuid() != 0:
+        return {}
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise NoPostgres("initdb refuses root, and there is no user postgres or nobody")
+
+
+@contextmanager
+def _running(programs: Path, folder: Path) -> Iterator[None]:
+    with subprocess.Popen(
+        ["/bin/sh", "-c", _SERVE, "sh", programs, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=folder,
+        env={"PATH": os.defpath, "LC_ALL": "C"},
+        start_new_session=True,  # Ctrl-C is for the tests, which then end this in their own way.
+        **_account(),
+    ) as process:
+        assert process.stdout
+        if not process.stdout.readline():
+            raise NoPostgres(f"initdb or pg_ctl failed: {(folder / 'log').read_text()[-500:]}")
+        yield
