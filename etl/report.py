@@ -184,7 +184,13 @@ def text(value: Any) -> str:
 
 def run_table(record: Record, names: Mapping[str, str]) -> Table:
     """The run at a glance, a line per number; `names` has their labels."""
-    table = Table("number", *_COLUMNS.values(), box=box.SIMPLE_HEAD, pad_edge=False, title=f"Run {record['id']}")
+    table = Table(
+        "number",
+        *_COLUMNS.values(),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"Run {record['id']}",
+    )
     for number in record["numbers"]:
         name = names.get(number["phone_number"], shortened(number["phone_number"]))
         table.add_row(name, *(text(number[column]) for column in _COLUMNS))

@@ -181,6 +181,12 @@ chat_phone_numbers = Table(
         UtcDateTime,
         comment="When it was found to be listed there no longer; null while it is.",
     ),
+    Column(
+        "missing_since",
+        UtcDateTime,
+        comment="Since when the list has been read without it although the API does not call it "
+        "gone; null while it is seen there.",
+    ),
     sqlite_with_rowid=False,
     comment="Which configured number lists which chat. A chat can be in several lists.",
 )
@@ -250,11 +256,22 @@ sync_run_numbers = Table(
     Column(
         "completeness",
         Text,
-        comment="consistent, proved or unproved; null if the list was not read to the end.",
+        comment="proved: the list as it was when the walk ended. consistent: read completely, "
+        "unless chats came and went in pairs between the same two requests. unproved: neither; see "
+        "reason. Null if it was not read to the end.",
     ),
     Column("reason", Text, comment="Why it is unproved, or why something was withheld."),
     Column("passes", Integer, nullable=False, server_default="0", comment="Times it was read."),
     Column("total_count", BigInteger, comment="Length of the list, as the API last said."),
+    Column("first_total_count", BigInteger, comment="Length of the list, as the API first said."),
+    Column("distinct_ids", BigInteger, comment="Different chats seen in the last pass."),
+    Column("duplicates", BigInteger, comment="Rows read again, in all passes together."),
+    Column("shrinkages", BigInteger, comment="Answers that told of a shorter list than before."),
+    Column(
+        "missing",
+        BigInteger,
+        comment="Chats known from before that were not seen, and whose removal is not confirmed.",
+    ),
     *_counts(),
     Column("error_kind", Text, comment="As in sync_runs, for this number."),
     Column("error_detail", Text, comment="The same as a sentence."),
@@ -350,3 +367,10 @@ chat_events = Table(
     comment="What happened to chats since their number was first loaded; the starting stock of a "
     "number makes no events.",
 )
+
+# By name; the migrations hold their SQL.
+VIEWS: Final = {
+    "messages_per_day": "Messages gained per configured number and UTC day, as counted by the "
+    "syncs: what was there when a number was first loaded is no gain.",
+    "current_participants": "Who takes part now, in which chat, in whose list: nothing removed.",
+}

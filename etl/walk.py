@@ -1,13 +1,15 @@
 """One number's list, walked to a verdict; no database and no HTTP in here.
 
 The list is paged by number and may change between any two requests, in an order nobody knows. A
-pass reads its pages and then its head again, which is where chats that moved during the pass have
-gone in a list ordered by recency. If every answer told the same total and that many different
-chats were seen, the pass is consistent: then chats can have come and gone unnoticed only in pairs,
-one for one, between the same two requests. Otherwise the list is walked again, a few times at most.
+pass reads the first page and the last, all the others in order, and at the end the last and the
+first again: whatever the order is by, that is where chats appear that came or moved meanwhile. If
+neither brings anything new, if every answer told the same total, and if that many different chats
+were seen, the pass is consistent: then chats can have come and gone unnoticed only in pairs, one
+for one, between the same two requests. Otherwise the head is read again until nothing can hide in
+it, and the list is walked once more, a few times at most.
 
-The first pass reads pages side by side. A list that was seen to move is then read one page at a
-time, which allows a finer repair: what has been read for certain is the list's front, up to a
+The first pass reads pages side by side. A list that was seen to move a lot is then read one page at
+a time, which allows a finer repair: what has been read for certain is the list's front, up to a
 frontier. Where the total shrank, so many rows may have slid over the frontier unread; it is drawn
 back by as many, and the page in which it now lies is read next.
 """
@@ -20,6 +22,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from etl.errors import ApiUnavailable
+from etl.ids import ChatIds
 from etl.wire import Page
 
 Fetch = Callable[[int], Awaitable[Page]]
@@ -35,7 +38,7 @@ class Verdict:
 
     `completeness` is `consistent`, or `unproved` with a reason. The totals are what the API said
     first and last; None if it did not say. `distinct` counts the ids of the last pass, `duplicates`
-    and `shrinkages` add up over all passes, and `seen` has the ids of all passes.
+    and `shrinkages` add up over all passes.
     """
 
     completeness: str
@@ -46,21 +49,22 @@ class Verdict:
     distinct: int
     duplicates: int
     shrinkages: int
-    seen: frozenset[int]
 
 
-async def walk(fetch: Fetch, deliver: Deliver, *, width: int, max_passes: int) -> Verdict:
+async def walk(
+    fetch: Fetch, deliver: Deliver, seen: ChatIds, *, width: int, max_passes: int
+) -> Verdict:
     """Read the list until a pass is consistent, `max_passes` times at most.
 
     `fetch` reads one page, counted from 1; `deliver` gets every page that was read, and may make
-    the walk wait. `width` is how many pages the first pass keeps in flight.
+    the walk wait; `seen` collects the ids of all passes. `width` is how many pages are in flight
+    where they are read side by side.
     """
     passes: list[_Pass] = []
-    seen: set[int] = set()
     while not passes or (len(passes) < max_passes and not passes[-1].consistent):
-        passes.append(_Pass(fetch, deliver))
-        await passes[-1].run(width if len(passes) == 1 else 1)
-        seen |= passes[-1].seen
+        calm = not passes or passes[-1].calm
+        passes.append(_Pass(fetch, deliver, seen))
+        await passes[-1].run(width if calm else 1)
     first, last = passes[0], passes[-1]
     return Verdict(
         completeness="consistent" if last.consistent else "unproved",
@@ -68,35 +72,38 @@ async def walk(fetch: Fetch, deliver: Deliver, *, width: int, max_passes: int) -
         passes=len(passes),
         first_total=first.first_total,
         total_count=last.total,
-        distinct=len(last.seen),
+        distinct=last.distinct,
         duplicates=sum(each.duplicates for each in passes),
         shrinkages=sum(each.shrinkages for each in passes),
-        seen=frozenset(seen),
     )
 
 
 class _Pass:
     """One reading of the whole list, and what is known of it so far."""
 
-    def __init__(self, fetch: Fetch, deliver: Deliver) -> None:
+    def __init__(self, fetch: Fetch, deliver: Deliver, seen: ChatIds) -> None:
         self._fetch = fetch
         self._deliver = deliver
-        self.seen: set[int] = set()
+        self._seen = seen
+        self.consistent = False
+        self.distinct = 0
         self.first_total: int | None = None
         self.total: int | None = None
         self.duplicates = 0
         self.shrinkages = 0
+        self._moves = 0  # signs that the list moved: news at its tail and head, and shrinkages
         self._steady = True
         self._per_page = 0
         self._last_page = 1
         self._requests = 0
-        self._news = 0  # new ids on the page read last
+        self._ids: list[int] = []  # of the page read last
+        self._news = 0  # how many of them were new
         self._lost = 0  # by how much the total shrank with it
         self._without_news = 0
 
     @property
-    def consistent(self) -> bool:
-        return self._steady and self.total is not None and len(self.seen) == self.total
+    def calm(self) -> bool:
+        return 20 * self._moves <= self._requests
 
     @property
     def doubt(self) -> str:
@@ -104,17 +111,49 @@ class _Pass:
             return "the API did not say how long the list is"
         if self.first_total != self.total or not self._steady:
             return f"the list changed while it was read (total {self.first_total} to {self.total})"
-        return f"{len(self.seen)} different chats were seen where the API counts {self.total}"
+        if self.distinct == self.total:
+            return "the list moved while it was read"
+        return f"{self.distinct} different chats were seen where the API counts {self.total}"
 
     async def run(self, width: int) -> None:
+        self._seen.begin_pass()
         await self._read(1)
         if self._last_page == 1:
-            return  # One answer held the whole list, so there is no moment in between.
+            # One answer held the whole list: there was no moment in between.
+            self.consistent = self._all_seen()
+            return
+        await self._read_pages(width)
+        await self._read(1)
+        self._moves += self._news
+        # What moved between pages that are read one after the other is found at the head; of those
+        # that were under way at once, a later one may have been answered first.
+        quiet = self._moves == 0 or (
+            width == 1 and self._moves == self._news and await self._rests()
+        )
+        self.consistent = quiet and self._all_seen()
+        if not self.consistent:
+            await self._read_head_again()
+
+    def _all_seen(self) -> bool:
+        return self._steady and self.total is not None and self.distinct == self.total
+
+    async def _read_pages(self, width: int) -> None:
+        """Read the second page to the last, the last one also before the others."""
+        tail_known = self._last_page > 2
+        if tail_known:
+            await self._read(self._last_page)
         if width > 1:
             await self._read_side_by_side(width)
         else:
             await self._read_front(self._per_page, budget=4 * self._last_page + 16)
-        await self._read_head_again()
+        # In a list of two pages, what a change hides has moved to the first, which is read again.
+        self._moves += self._news if tail_known else 0
+
+    async def _rests(self) -> bool:
+        """Whether the head, read once more, is as it was just now."""
+        before = self._ids
+        await self._read(1)
+        return self._ids == before
 
     async def _read_side_by_side(self, width: int) -> None:
         pages = _prefetch(self._fetch, 2, lambda: self._last_page, width)
@@ -146,23 +185,22 @@ class _Pass:
         self._steady = False
 
     async def _read_head_again(self) -> None:
-        """Read the head until nothing can hide in it, or it has taken as long as the list.
+        """Read the head until nothing can hide in it, or until it does not come to rest.
 
         What moved to the head since the previous sweep began lies within as many rows as there
         were requests since, if there was one change to a request; the sweep goes deeper while it
-        finds something new.
+        finds something new. All sweeps together then take less than twice the first one's depth.
         """
-        previous, end = 0, self._requests + self._last_page + 2
+        previous = 0
+        end = self._requests + 2 * math.ceil(self._requests / self._per_page) + 8
         while self._requests < end:
-            began, distinct = self._requests, len(self.seen)
+            began, distinct = self._requests, self.distinct
             depth = math.ceil((began - previous) / self._per_page)
             await self._read(1)
-            if self.consistent:
-                return
             await self._read_front(
                 self._per_page, budget=max(end - self._requests, 1), at_least=depth
             )
-            if depth == 1 and len(self.seen) == distinct:
+            if depth == 1 and self.distinct == distinct:
                 return
             previous = began
 
@@ -177,12 +215,12 @@ class _Pass:
         await self._deliver(page)
 
     def _count_ids(self, page: Page) -> None:
-        before = len(self.seen)
-        self.seen.update(page.ids)
-        self._news = len(self.seen) - before
-        self.duplicates += len(page.ids) - self._news
+        self._ids = page.ids
+        self._news = self._seen.add(self._ids)
+        self.distinct += self._news
+        self.duplicates += len(self._ids) - self._news
         self._without_news = 0 if self._news else self._without_news + 1
-        if self._without_news > max(MAX_PAGES_WITHOUT_NEWS, self._last_page // 2) and page.ids:
+        if self._without_news > max(MAX_PAGES_WITHOUT_NEWS, self._last_page // 2) and self._ids:
             raise ApiUnavailable(
                 f"the list repeats itself: {self._without_news} pages in a row, up to page "
                 f"{page.number}, brought no new chat; report it to Linq"
@@ -197,12 +235,13 @@ class _Pass:
             if page.total_count is not None and self.total is not None:
                 self._lost = max(self.total - page.total_count, 0)
             self.shrinkages += self._lost > 0
+            self._moves += self._lost > 0
         self.total = page.total_count
         if page.last_page is not None:
             self._last_page = page.last_page
         else:
             # The API did not say, so the first empty page is the end.
-            self._last_page = max(self._last_page, page.number + bool(page.ids))
+            self._last_page = max(self._last_page, page.number + bool(self._ids))
 
 
 async def _prefetch(

@@ -75,21 +75,32 @@ def postgres_server() -> Iterator[str]:
         give_up(f"no PostgreSQL: {reason}")
 
 
+@pytest.fixture(scope="session")
+def migrated(postgres_server: str) -> Iterator[str]:
+    """A database that has its schema; to copy it takes a third of the time of making it."""
+    with postgres.database(postgres_server) as url:
+        opened = open_database(url)
+        schema.upgrade(opened)
+        opened.dispose()
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A new, empty database, once of each kind."""
+    """A new database, once of each kind; it is empty unless the test asks for `engine` too."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'linq.db'}"
-    else:
-        with postgres.database(request.getfixturevalue("postgres_server")) as url:
-            yield url
+        return
+    template = request.getfixturevalue("migrated") if "engine" in request.fixturenames else None
+    with postgres.database(request.getfixturevalue("postgres_server"), template) as url:
+        yield url
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """The database opened, with the schema that the migrations make."""
     opened = open_database(database_url)
-    schema.upgrade(opened)
+    schema.ensure_current(opened, upgrade_allowed=True)
     yield opened
     opened.dispose()
 

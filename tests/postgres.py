@@ -55,20 +55,21 @@ def server(given_url: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def database(server_url: str) -> Iterator[str]:
-    """The URL of a new, empty database, which is dropped in the end."""
+def database(server_url: str, template: str | None = None) -> Iterator[str]:
+    """The URL of a new database, which is dropped in the end; empty, or a copy of `template`'s."""
     name = f"linq_etl_test_{uuid.uuid4().hex}"
-    _execute(server_url, "CREATE DATABASE {}", name)
+    copied = make_url(template).database if template else "template0"
+    _execute(server_url, "CREATE DATABASE {} TEMPLATE {}", name, copied)
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
         _execute(server_url, "DROP DATABASE {} WITH (FORCE)", name)
 
 
-def _execute(server_url: str, statement: str, name: str) -> None:
+def _execute(server_url: str, statement: str, *names: str | None) -> None:
     url = make_url(server_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, filter(None, names))))
 
 
 def _programs() -> Path:
@@ -84,8 +85,9 @@ def _programs() -> Path:
 
 def _folder() -> Path:
     # In /tmp, for a socket's path must be short and another user may have to come in.
+    account = _account()
     folder = Path(tempfile.mkdtemp(prefix="linq-etl-", dir="/tmp"))
-    if account := _account():
+    if account:
         os.chown(folder, account["user"], account["group"])
     return folder
 

@@ -142,6 +142,11 @@ def upgrade() -> None:
             sa.DateTime(timezone=True),
             comment="When it was found to be listed there no longer; null while it is.",
         ),
+        sa.Column(
+            "missing_since",
+            sa.DateTime(timezone=True),
+            comment="Since when the list has been read without it although the API does not call it gone; null while it is seen there.",
+        ),
         sa.ForeignKeyConstraint(
             ["chat_id"], ["chats.id"], name=op.f("fk_chat_phone_numbers_chat_id")
         ),

@@ -166,7 +166,7 @@ def upgrade() -> None:
         sa.Column(
             "completeness",
             sa.Text(),
-            comment="consistent, proved or unproved; null if the list was not read to the end.",
+            comment="proved: the list as it was when the walk ended. consistent: read completely, unless chats came and went in pairs between the same two requests. unproved: neither; see reason. Null if it was not read to the end.",
         ),
         sa.Column(
             "reason", sa.Text(), comment="Why it is unproved, or why something was withheld."
@@ -176,6 +176,27 @@ def upgrade() -> None:
         ),
         sa.Column(
             "total_count", sa.BigInteger(), comment="Length of the list, as the API last said."
+        ),
+        sa.Column(
+            "first_total_count",
+            sa.BigInteger(),
+            comment="Length of the list, as the API first said.",
+        ),
+        sa.Column(
+            "distinct_ids", sa.BigInteger(), comment="Different chats seen in the last pass."
+        ),
+        sa.Column(
+            "duplicates", sa.BigInteger(), comment="Rows read again, in all passes together."
+        ),
+        sa.Column(
+            "shrinkages",
+            sa.BigInteger(),
+            comment="Answers that told of a shorter list than before.",
+        ),
+        sa.Column(
+            "missing",
+            sa.BigInteger(),
+            comment="Chats known from before that were not seen, and whose removal is not confirmed.",
         ),
         sa.Column(
             "requests",

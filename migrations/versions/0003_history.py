@@ -10,6 +10,37 @@ depends_on = None
 
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
+MESSAGES_PER_DAY = """
+CREATE VIEW messages_per_day AS
+WITH counted AS (
+    SELECT chat_id, observed_at, message_count,
+        lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS before,
+        row_number() OVER (PARTITION BY chat_id ORDER BY observed_at) AS position
+    FROM chat_message_counts
+), gains AS (
+    SELECT c.chat_id, c.observed_at,
+        CASE WHEN c.position > 1 THEN c.message_count - c.before ELSE c.message_count END AS gain
+    FROM counted c
+    WHERE c.position > 1 OR EXISTS (
+        SELECT 1 FROM chat_events e WHERE e.chat_id = c.chat_id AND e.kind = 'created'
+    )
+)
+SELECT l.phone_number, date(g.observed_at{utc}) AS day, sum(g.gain) AS messages
+FROM gains g JOIN chat_phone_numbers l ON l.chat_id = g.chat_id
+WHERE g.gain > 0
+GROUP BY l.phone_number, date(g.observed_at{utc})
+"""
+CURRENT_PARTICIPANTS = """
+CREATE VIEW current_participants AS
+SELECT l.phone_number, n.label, c.id AS chat_id, c.display_name, c.service, c.is_group,
+    h.id AS handle_id, h.phone_number AS participant, h.service AS participant_service, h.joined_at
+FROM chat_phone_numbers l
+JOIN phone_numbers n ON n.phone_number = l.phone_number
+JOIN chats c ON c.id = l.chat_id
+JOIN chat_handles h ON h.chat_id = c.id
+WHERE l.removed_at IS NULL AND c.removed_at IS NULL AND h.removed_at IS NULL
+"""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -62,8 +93,14 @@ def upgrade() -> None:
         op.f("ix_chat_events_chat_id_observed_at"), "chat_events", ["chat_id", "observed_at"]
     )
     op.create_index(op.f("ix_chat_events_observed_at"), "chat_events", ["observed_at"])
+    postgresql = op.get_bind().dialect.name == "postgresql"
+    utc = " AT TIME ZONE 'UTC'" if postgresql else ""
+    op.execute(MESSAGES_PER_DAY.format(utc=utc))
+    op.execute(CURRENT_PARTICIPANTS)
 
 
 def downgrade() -> None:
+    op.execute("DROP VIEW current_participants")
+    op.execute("DROP VIEW messages_per_day")
     op.drop_table("chat_events")
     op.drop_table("chat_message_counts")

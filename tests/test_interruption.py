@@ -1,0 +1,213 @@
+"""Runs that are killed, stopped, interrupted or get in each other's way, as real processes."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import postgres
+import pytest
+from command import (
+    A,
+    B,
+    HoldingSandbox,
+    ended,
+    execute,
+    held,
+    linq_etl,
+    running,
+    select,
+    settings,
+    snapshot,
+    stored,
+    wait_until,
+)
+
+from etl.sandbox import Faults, Sandbox, World, build_world
+
+PAGES = 4  # pages of ten that are stored when a run is caught in the middle
+LAST_PAGE = 12
+FEW_SECONDS = 5.0
+
+
+@pytest.fixture
+def world() -> World:
+    return build_world(chats_per_number=10 * LAST_PAGE)
+
+
+@pytest.fixture
+def sandbox(world: World) -> Iterator[HoldingSandbox]:
+    """Answers four pages of A's list, then keeps a run waiting."""
+    with HoldingSandbox(world, answers=PAGES) as holding:
+        yield holding
+
+
+def short_pages(api: Sandbox, database_url: str, *numbers: str) -> dict[str, str]:
+    return settings(api, database_url, *(numbers or (A,)), LINQ_ETL_API__PER_PAGE="10")
+
+
+def wait_for_middle(
+    process: subprocess.Popen[str], sandbox: HoldingSandbox, database_url: str
+) -> None:
+    """Wait until the run has stored what it was given and waits for more."""
+    wait_until(sandbox.holding.is_set, process)
+    pages = f"SELECT pages FROM sync_run_numbers WHERE phone_number = '{A}'"
+    wait_until(lambda: select(database_url, pages) == [(PAGES,)], process)
+
+
+def runs(database_url: str) -> list[str]:
+    return [
+        status for (status,) in select(database_url, "SELECT status FROM sync_runs ORDER BY id")
+    ]
+
+
+def assert_whole_pages(world: World, database_url: str) -> None:
+    """What is stored of a list read in part is what the API holds of those chats, all of it."""
+    now, everything = stored(database_url), held(world, [A])
+    ids = {chat[0] for chat in now["chats"]}
+    assert len(ids) == 10 * PAGES
+    assert now == {
+        "chats": [row for row in everything["chats"] if row[0] in ids],
+        "handles": [row for row in everything["handles"] if row[0] in ids],
+        "memberships": [row for row in everything["memberships"] if row[1] in ids],
+    }
+
+
+def test_a_killed_run_leaves_nothing_behind(
+    sandbox: HoldingSandbox, world: World, database_url: str
+) -> None:
+    """After kill -9 the next sync starts at once, closes the dead run and stores the same rows."""
+    env = short_pages(sandbox, database_url)
+    with running("sync", env=env) as process:
+        wait_for_middle(process, sandbox, database_url)
+        process.kill()
+        process.wait()
+    assert_whole_pages(world, database_url)
+    sandbox.release()
+    assert linq_etl("sync", env=env).code == 0
+    assert stored(database_url) == held(world, [A])
+    log = linq_etl("runs", "--json", env=env).data
+    assert [run["status"] for run in log] == ["succeeded", "abandoned"]
+    assert log[1]["finished_at"]
+    assert select(database_url, "SELECT * FROM number_leases") == []
+
+
+def test_a_stopped_run_that_was_overtaken_writes_nothing_more(
+    sandbox: HoldingSandbox, world: World, database_url: str
+) -> None:
+    """Once its lease has run out another run takes its number, and it ends with exit code 7."""
+    env = short_pages(sandbox, database_url)
+    with running("sync", env=env) as stopped:
+        wait_for_middle(stopped, sandbox, database_url)
+        stopped.send_signal(signal.SIGSTOP)
+        execute(
+            database_url, "UPDATE sync_runs SET lease_expires_at = '2001-01-01 00:00:00.000000'"
+        )
+        sandbox.release()
+        assert linq_etl("sync", env=env).code == 0
+        assert stored(database_url) == held(world, [A])
+        after = snapshot(database_url)
+        log = select(database_url, "SELECT * FROM sync_run_numbers ORDER BY run_id")
+        for chat_id in world.listing(A):
+            world.jump(chat_id)
+        stopped.send_signal(signal.SIGCONT)
+        overtaken = ended(stopped)
+    assert overtaken.code == 7
+    assert "this run was taken for dead and closed" in overtaken.stderr
+    assert snapshot(database_url) == after
+    assert select(database_url, "SELECT * FROM sync_run_numbers ORDER BY run_id") == log
+    assert runs(database_url) == ["abandoned", "succeeded"]
+
+
+def test_two_runs_at_once(sandbox: HoldingSandbox, world: World, database_url: str) -> None:
+    """On the same number the second ends with exit code 7; on another one both do their work."""
+    env = short_pages(sandbox, database_url)
+    with running("sync", env=env) as first:
+        wait_for_middle(first, sandbox, database_url)
+        ((since,),) = select(database_url, "SELECT started_at FROM sync_runs")
+        same = linq_etl("sync", env=env)
+        other = linq_etl("sync", env=short_pages(sandbox, database_url, B))
+        sandbox.release()
+        assert ended(first).code == 0
+    assert same.code == 7
+    assert f"…4472: run 1 on {socket.gethostname()} holds it since {str(since)[:19]}" in same.stderr
+    assert other.code == 0
+    assert stored(database_url) == held(world)
+    assert runs(database_url) == ["succeeded", "failed", "succeeded"]
+
+
+def test_a_run_syncs_the_numbers_that_are_free(
+    sandbox: HoldingSandbox, world: World, tmp_path: Path
+) -> None:
+    """Where one of two numbers is held by another run, the second is synced and the exit is 3."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    with running("sync", env=short_pages(sandbox, url)) as first:
+        wait_for_middle(first, sandbox, url)
+        partial = linq_etl("sync", env=short_pages(sandbox, url, A, B))
+        sandbox.release()
+        assert ended(first).code == 0
+    assert partial.code == 3
+    assert "holds it since" in partial.stderr
+    assert stored(url) == held(world)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_ends_in_good_order(
+    number: signal.Signals, code: int, sandbox: HoldingSandbox, world: World, tmp_path: Path
+) -> None:
+    """It ends within seconds with whole pages and free numbers; the next sync does the rest."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    env = short_pages(sandbox, url)
+    with running("sync", env=env) as process:
+        wait_for_middle(process, sandbox, url)
+        process.send_signal(number)
+        assert ended(process, within=FEW_SECONDS).code == code
+    assert_whole_pages(world, url)
+    assert select(url, "SELECT status, error_kind, pages FROM sync_run_numbers") == [
+        ("interrupted", "interrupted", PAGES)
+    ]
+    sandbox.release()
+    assert linq_etl("sync", env=env).code == 0
+    assert stored(url) == held(world, [A])
+    assert runs(url) == ["interrupted", "succeeded"]
+
+
+def test_a_run_that_waits_for_the_api_can_be_interrupted(tmp_path: Path, world: World) -> None:
+    """A long Retry-After does not hold up a SIGTERM."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    throttling = Sandbox(world, faults=Faults(rate_limit=0.01, retry_after="seconds"))
+    with throttling, running("sync", env=short_pages(throttling, url)) as process:
+        wait_until(lambda: throttling.request_count > 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert ended(process, within=FEW_SECONDS).code == 143
+    assert runs(url) == ["interrupted"]
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, world: World) -> None:
+    """Exit code 6; with room again, the next sync stores everything."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    with Sandbox(world) as sandbox:
+        env = short_pages(sandbox, url)
+        assert linq_etl("db", "upgrade", env=env).code == 0
+        blocks = str(Path("linq.db").stat().st_size // 512 + 8)
+        limited = 'ulimit -f "$1"; shift; exec "$@"'
+        full = linq_etl("sync", env=env, under=("sh", "-c", limited, "sh", blocks))
+        assert full.code == 6
+        assert "linq-etl: the database is unavailable" in full.stderr
+        assert linq_etl("sync", env=env).code == 0
+    assert stored(url) == held(world, [A])
+    assert runs(url)[-1] == "succeeded"
+
+
+def test_a_read_only_database_is_said_to_be_one(world: World, postgres_server: str) -> None:
+    """Exit code 6, and the run asks the API for nothing."""
+    with postgres.database(postgres_server) as url, Sandbox(world) as sandbox:
+        env = short_pages(sandbox, url)
+        assert linq_etl("db", "upgrade", env=env).code == 0
+        name = select(url, "SELECT current_database()")[0][0]
+        execute(url, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        refused = linq_etl("sync", env=env)
+        assert sandbox.request_count == 0
+    assert refused.code == 6
+    assert "ReadOnlySqlTransaction" in refused.stderr
