@@ -14,7 +14,7 @@ from etl.database import describe, open_database, reading
 from etl.errors import ConfigError, EtlError
 from etl.linq import Line, Linq, Traffic
 from etl.pace import Pace
-from etl.phone import shortened, to_e164
+from etl.phone import e164_or_none, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def _reached(settings: Config, token: Token) -> set[str]:
     pace = Pace(1, settings.api.max_requests_per_second)
     async with Linq(settings.api, pace, now=lambda: datetime.now(UTC)) as linq:
         numbers = await linq.list_phone_numbers(Line("", token, Traffic()))
-    return {to_e164(number.phone_number) for number in numbers}
+    return set(filter(None, (e164_or_none(number.phone_number) for number in numbers)))
 
 
 async def _check_token(settings: Config, findings: list[Finding]) -> None:

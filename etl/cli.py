@@ -22,9 +22,12 @@ from etl.errors import ConfigError, DatabaseError, EtlError, Interrupted, Schema
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from etl.number import Plan
     from etl.report import Report
 
 T = TypeVar("T")
+
+BACKFILL_RPS = 5.0  # requests a second, where nothing else is said
 
 
 class Duration(click.ParamType[timedelta]):
@@ -97,33 +100,113 @@ def main() -> None:
 
 @cli.command()
 @phone_number_option
+@click.option("--prove", is_flag=True, help="Walk each list twice, to prove it complete now.")
+@click.option("--require-complete", is_flag=True, help="Exit with 3 if a list stays unproved.")
+@click.option("--allow-removals", is_flag=True, help="Believe removals that look suspicious.")
 @json_option
 @click.pass_obj
-def sync(options: dict[str, Any], chosen: tuple[str, ...], as_json: bool) -> int:
+def sync(
+    options: dict[str, Any],
+    chosen: tuple[str, ...],
+    prove: bool,
+    require_complete: bool,
+    allow_removals: bool,
+    as_json: bool,
+) -> int:
     """Sync every configured number into the database.
 
-    Exit code 0: all done. 3: some numbers failed, or some records were rejected. 4: the API
-    refused the token. 5: the API stayed unavailable. 6: the database. 7: another run is at it.
+    Exit code 0: all done. 3: some numbers failed, or something was withheld or rejected. 4: the
+    API refused the token. 5: the API stayed unavailable. 6: the database. 7: another run is at it.
 
     \b
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
+      linq-etl sync --prove --require-complete
     """
-    settings = _load(options)
-    numbers = _chosen(settings, chosen)
-    from etl.schema import ensure_current
-    from etl.sync import sync as run_sync
+    from etl.number import Plan
 
-    with _database(settings) as engine, _watched(options, settings) as report:
-        ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
-        result = _run(run_sync(settings, engine, numbers, report, all_reached=not chosen))
-        report.run_ended(result.record)
+    settings = _load(options)
+    plan = Plan(
+        all_reached=settings.sync.all_phone_numbers and not chosen,
+        prove=prove,
+        require_complete=require_complete,
+        allow_removals=allow_removals,
+    )
+    return _run_job(options, settings, chosen, plan, as_json)
+
+
+@cli.command()
+@click.option(
+    "--phone-number", "chosen", multiple=True, required=True, metavar="N", help="Repeatable."
+)
+@click.option("--first-page", type=click.IntRange(1), help="Begin here, and not at page 1.")
+@click.option("--last-page", type=click.IntRange(1), help="Read no further than this page.")
+@click.option(
+    "--max-rps",
+    type=click.FloatRange(0, min_open=True),
+    help=f"Requests a second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
+)
+@json_option
+@click.pass_obj
+def backfill(
+    options: dict[str, Any],
+    chosen: tuple[str, ...],
+    first_page: int | None,
+    last_page: int | None,
+    max_rps: float | None,
+    as_json: bool,
+) -> int:
+    """Load or reload a number's list at a polite pace; nothing is removed.
+
+    After an interruption it goes on where it was. Pages that are not read tell nothing, so the
+    next sync says whether the list is complete.
+
+    \b
+    Examples:
+      linq-etl backfill --phone-number +13343284472
+      linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
+    """
+    from dataclasses import replace
+
+    from msgspec.structs import replace as replace_struct
+
+    from etl.number import Plan
+
+    settings = _load(options)
+    pace = max_rps or settings.api.max_requests_per_second or BACKFILL_RPS
+    api = replace_struct(settings.api, max_requests_per_second=pace)
+    if first_page and last_page and first_page > last_page:
+        raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
+    plan = Plan(command="backfill", first_page=first_page, last_page=last_page)
+    return _run_job(options, replace(settings, api=api), chosen, plan, as_json)
+
+
+@cli.command()
+@click.option("--sample", type=click.IntRange(1, 100_000), default=300, show_default=True)
+@json_option
+@click.pass_obj
+def verify(options: dict[str, Any], sample: int, as_json: bool) -> int:
+    """Read a random sample of stored chats again and compare; exit code 3 if one is wrong.
+
+    A stale row differs because something happened since it was read; a wrong one for no such
+    reason. A rename since the last sync looks wrong too: sync, then verify again.
+
+    \b
+    Examples:
+      linq-etl verify
+      linq-etl verify --sample 3000 --json
+    """
+    settings = _load(options, needs_numbers=False)
+    from etl.verify import verify as run_verify
+
+    with _database(settings, existing=True) as engine:
+        result = _run(run_verify(settings, engine, sample))
     if as_json:
-        _print_json(result.record)
-    for error in result.errors:
-        _complain(error)
-    return result.exit_code
+        _print_json(result.as_record())
+    else:
+        click.echo(str(result))
+    return 3 if result.wrong else 0
 
 
 # The run log
@@ -422,6 +505,28 @@ def _load(options: dict[str, Any], *, offline: bool = False, needs_numbers: bool
     )
     log.configure(as_json=options["log_json"] or settings.log.json, quiet=False)
     return settings
+
+
+def _run_job(
+    options: dict[str, Any],
+    settings: Config,
+    chosen: Sequence[str],
+    plan: "Plan",
+    as_json: bool,
+) -> int:
+    numbers = _chosen(settings, chosen)
+    from etl.schema import ensure_current
+    from etl.sync import sync as run_sync
+
+    with _database(settings) as engine, _watched(options, settings) as report:
+        ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
+        result = _run(run_sync(settings, engine, numbers, report, plan))
+        report.run_ended(result.record)
+    if as_json:
+        _print_json(result.record)
+    for error in result.errors:
+        _complain(error)
+    return result.exit_code
 
 
 def _chosen(settings: Config, chosen: Sequence[str]) -> tuple[PhoneNumber, ...]:

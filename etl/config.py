@@ -6,6 +6,7 @@ its description is what the operator is told to write instead.
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ class Api(Struct, frozen=True):
         int, Meta(ge=1, le=64, description="requests at a time, a whole number from 1 to 64")
     ] = 8
     max_requests_per_second: Annotated[
-        float | None, Meta(gt=0, description="a number above 0, or leave it out for no limit")
+        Annotated[float, Meta(ge=0.001, le=100_000)] | None,
+        Meta(description="a number from 0.001 to 100000, or leave it out for no limit"),
     ] = None
     token_file: Annotated[
         str | None, Meta(description='a path, e.g. "/run/secrets/linq_token"')
@@ -81,7 +83,12 @@ class Sync(Struct, frozen=True):
 
     phone_numbers: tuple[PhoneNumber, ...] = ()
     all_phone_numbers: Annotated[bool, Meta(description="true or false")] = False
-    max_passes: Annotated[int, Meta(ge=1, le=10, description="a whole number from 1 to 10")] = 3
+    max_passes: Annotated[
+        int, Meta(ge=1, le=10, description="readings of a moving list: a whole number, 1 to 10")
+    ] = 3
+    max_confirmations: Annotated[
+        int, Meta(ge=0, description="missing chats asked for, per number and run: a whole number")
+    ] = 2000
     lease_seconds: Annotated[
         int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
     ] = 60
@@ -119,10 +126,11 @@ def load(
     Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if there is one. Raises
     ConfigError with every problem at once, a line each: key, what is wrong, what to write.
     """
+    raw = _file_settings(path, environ)
     problems: list[str] = []
-    raw = _file_settings(path, environ, problems)
     values = _sections(raw, _env_settings(environ, problems), problems)
-    numbers = tuple(_phone_numbers(values["sync"].pop("phone_numbers", []), environ, problems))
+    entries = values["sync"].pop("phone_numbers", [])
+    numbers = tuple(_phone_numbers(entries, environ, problems))
     config = Config(
         api=Api(**values["api"]),
         database=Database(**values["database"]),
@@ -133,7 +141,7 @@ def load(
     problems.extend(_url_problems(config))
     if needs_token:
         problems.extend(_token_problems(config))
-    if needs_numbers:
+    if needs_numbers and not entries:
         problems.extend(_number_problems(config))
     if problems:
         raise ConfigError(
@@ -142,32 +150,32 @@ def load(
     return config
 
 
-def _file_settings(
-    path: Path | None, environ: Mapping[str, str], problems: list[str]
-) -> dict[str, Any]:
+def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     named = path or (Path(environ[CONFIG_ENV]) if environ.get(CONFIG_ENV) else None)
+    file = named or DEFAULT_PATH
     try:
-        return tomllib.loads((named or DEFAULT_PATH).read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         if named:
-            problems.append(f"{named}: no such file; copy config.example.toml there")
+            raise ConfigError(f"{file}: no such file; copy config.example.toml there") from None
+        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        problems.append(f"{named or DEFAULT_PATH}: not valid TOML: {error}")
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
     except OSError as error:
-        problems.append(f"{named or DEFAULT_PATH}: cannot be read: {error.strerror}")
-    return {}
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for variable, value in environ.items():
-        section, separator, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
-        if not (variable.startswith(ENV_PREFIX) and separator and value):
+        section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
+        ours = variable.startswith(ENV_PREFIX) and not variable.startswith(f"{ENV_PREFIX}TEST_")
+        if not (ours and value) or variable == CONFIG_ENV:
             continue
         if section in SECTIONS and key in SECTIONS[section].__struct_fields__:
-            settings[section][key] = value.split(",") if key == "phone_numbers" else value
+            settings[section][key] = _list(value) if key == "phone_numbers" else value
         else:
-            problems.append(f"{variable}: no such setting{_suggestion(section, key)}")
+            problems.append(f"{_shown(variable)}: no such setting{_suggestion(section, key)}")
     return settings
 
 
@@ -175,16 +183,16 @@ def _sections(
     raw: Mapping[str, Any], env: Mapping[str, Mapping[str, Any]], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
     """The checked values by section and key; what is wrong or unknown is left out and reported."""
-    for name in raw.keys() - SECTIONS.keys():
-        problems.append(f"{name}: no such section; there are {', '.join(SECTIONS)}")
+    for name in sorted(raw.keys() - SECTIONS.keys()):
+        problems.append(f"{_shown(name)}: no such section; there are {', '.join(SECTIONS)}")
     values: dict[str, dict[str, Any]] = {}
     for name, struct in SECTIONS.items():
         section = raw.get(name, {})
         if not isinstance(section, dict):
             problems.append(f"{name}: write it as a section, [{name}]")
             section = {}
-        for key in section.keys() - set(struct.__struct_fields__):
-            problems.append(f"{name}.{key}: no such setting{_suggestion(name, key)}")
+        for key in sorted(section.keys() - set(struct.__struct_fields__)):
+            problems.append(f"{name}.{_shown(key)}: no such setting{_suggestion(name, key)}")
         values[name] = dict(_checked(name, struct, {**section, **env[name]}, problems))
     return values
 
@@ -203,15 +211,23 @@ def _checked(
             yield key, msgspec.convert(given[key], hint, strict=False)
         except msgspec.ValidationError:
             meta = next(arg for arg in get_args(hint) if isinstance(arg, Meta))
-            problems.append(
-                f"{section}.{key}: {given[key]!r} will not do; write {meta.description}"
-            )
+            # Not the value: somebody may have put the token there.
+            problems.append(f"{section}.{key}: that will not do; write {meta.description}")
 
 
 def _suggestion(section: str, key: str) -> str:
-    known = [f"{name}.{f}" for name, s in SECTIONS.items() for f in s.__struct_fields__]
-    close = difflib.get_close_matches(f"{section}.{key}", known, n=1)
-    return f"; did you mean {close[0]}?" if close else "; see config.example.toml"
+    known = {f: f"{name}.{f}" for name, s in SECTIONS.items() for f in s.__struct_fields__}
+    close = difflib.get_close_matches(key or section, known, n=1)
+    return f"; did you mean {known[close[0]]}?" if close else "; see config.example.toml"
+
+
+def _shown(name: str) -> str:
+    """A name that was written, unless it could be a token that stands in the wrong place."""
+    return name if re.fullmatch(r"[A-Za-z_]{1,60}", name) else "(a name that is not shown)"
+
+
+def _list(text: str) -> list[str]:
+    return [entry for entry in text.split(",") if entry.strip()]
 
 
 _NUMBER_KEYS = {"number", "label", "token_env"}
@@ -275,9 +291,10 @@ def _default_token(
         problem = "api.token_file: that is not a text file"
     except ValueError as error:
         problem = str(error)
-    if needed:
-        problems.append(problem)
-    return None
+    if not needed:
+        return None
+    problems.append(problem)
+    return Token("unusable")  # So that its absence is not one more problem.
 
 
 def _token(text: str, source: str) -> Token:
@@ -295,7 +312,7 @@ def _token_problems(config: Config) -> Iterable[str]:
 
 
 def _number_problems(config: Config) -> Iterable[str]:
-    if not (config.sync.phone_numbers or config.sync.all_phone_numbers):
+    if not config.sync.all_phone_numbers:
         yield (
             'sync.phone_numbers: there is none; write e.g. ["+13343284472"], or '
             "all_phone_numbers = true (`linq-etl phone-numbers` lists them)"
@@ -323,9 +340,11 @@ def _is_base_url(url: str) -> bool:
         parts.port  # noqa: B018  # raises ValueError where it is not a number
     except ValueError:
         return False
-    if not parts.hostname or parts.query or parts.fragment or parts.username:
+    if not url.isprintable():
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+    if not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.hostname or "") or set(url) & set("?#@ "):
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 
 def is_loopback(host: str) -> bool:
@@ -339,5 +358,9 @@ def is_loopback(host: str) -> bool:
 def _is_database_url(url: str) -> bool:
     scheme, separator, rest = url.partition("://")
     if scheme == "sqlite":
-        return bool(separator) and len(rest) > 1 and rest.startswith("/") and ":memory:" not in rest
-    return scheme in {"postgresql", "postgresql+psycopg"} and bool(rest)
+        return len(rest) > 1 and rest.startswith("/") and ":memory:" not in rest and "?" not in rest
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        return False
+    return scheme in {"postgresql", "postgresql+psycopg"} and bool(separator and rest)

@@ -5,19 +5,22 @@ PostgreSQL: two runs can then share chats without deadlock, and what a transacti
 is still so when it writes.
 """
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from etl.errors import DatabaseError
+
+T = TypeVar("T")
 
 BUSY_SECONDS = 30
 _WRITERS_LOCK = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
@@ -74,6 +77,26 @@ def writing(engine: Engine) -> Iterator[Connection]:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(_WRITERS_LOCK)))
         yield connection
+
+
+async def in_transaction(engine: Engine, function: Callable[[Connection], T]) -> T:
+    """What `function` returns, from a writing transaction of its own in a thread of its own."""
+
+    def transact() -> T:
+        with writing(engine) as connection:
+            return function(connection)
+
+    return await asyncio.to_thread(transact)
+
+
+async def in_reading(engine: Engine, function: Callable[[Connection], T]) -> T:
+    """The same from a transaction that only reads."""
+
+    def read() -> T:
+        with reading(engine) as connection:
+            return function(connection)
+
+    return await asyncio.to_thread(read)
 
 
 def database_clock(engine: Engine) -> Callable[[], datetime]:

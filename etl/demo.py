@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 from etl import config, report, schema
 from etl.config import Config, PhoneNumber
 from etl.database import open_database, reading
+from etl.number import Plan
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync import sync
 
@@ -69,6 +70,8 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
     return {
         "LINQ_ETL_API__BASE_URL": sandbox.url,
         "LINQ_ETL_DATABASE__URL": f"sqlite:///{path}",
+        # One number after the other, so that the demo shows the same counts each time.
+        "LINQ_ETL_API__MAX_CONCURRENCY": "1",
         config.TOKEN_ENV: "sandbox-token",
         config.CONFIG_ENV: "/dev/null",
     }
@@ -76,7 +79,7 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
 
 async def _sync(settings: Config, engine: Engine, console: Console) -> None:
     with report.LogReport() as watched:
-        result = await sync(settings, engine, _NUMBERS, watched, all_reached=False)
+        result = await sync(settings, engine, _NUMBERS, watched, Plan())
     console.print(report.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
 
 

@@ -68,6 +68,20 @@ class ChatIds:
         """How many were known before and not seen in any pass."""
         return self._count("SELECT count(*) FROM known WHERE id NOT IN (SELECT id FROM seen)")
 
+    def missing_before(self) -> Iterator[int]:
+        """Those that are missing now and were missing already."""
+        query = "SELECT id FROM known WHERE missing AND id NOT IN (SELECT id FROM seen)"
+        with closing(self._database.execute(query)) as rows:
+            for (chat_id,) in rows:
+                yield chat_id
+
+    def settle(self, ids: Iterable[int]) -> None:
+        """Forget known ids: what became of them has been found out."""
+        self._database.execute(
+            "DELETE FROM known WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(ids)),),
+        )
+
     def missing(self, limit: int = -1) -> Iterator[int]:
         """Those known before and not seen, first those that were missing already."""
         with closing(self._database.execute(_MISSING, {"limit": limit})) as rows:

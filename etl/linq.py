@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from etl.config import Api, Token, is_loopback
 from etl.errors import ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
 from etl.pace import Pace
 from etl.phone import to_digits
-from etl.wire import Chat, LinqNumber, Page
+from etl.wire import Chat, LinqNumber, Page, Rejected
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})
 RETRY_SECONDS: Final = 300.0  # for one request, all its tries and waits together
@@ -32,6 +33,7 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 _PATH = "/api/partner/v2"
 T = TypeVar("T")
+Decode = Callable[[bytes, datetime], T]  # from a body and when it was asked for
 
 
 @dataclass(slots=True)
@@ -71,6 +73,8 @@ class Linq:
         self._pace = pace
         self._now = now
         self._sleep = sleep
+        self._first_try: dict[Token, asyncio.Lock] = {}
+        self._tried: set[Token] = set()
         self._refused: set[Token] = set()
         host = urlsplit(settings.base_url).hostname or ""
         self._http = httpx.AsyncClient(
@@ -82,6 +86,8 @@ class Linq:
                 max_keepalive_connections=settings.max_concurrency,
             ),
             follow_redirects=False,
+            # A cookie would go from one token's answer into another's request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             # A proxy from the environment must not see a token that is meant for loopback.
             trust_env=not is_loopback(host),
         )
@@ -100,16 +106,16 @@ class Linq:
             "per_page": self._settings.per_page,
         }
 
-        def decode(body: bytes) -> Page:
-            return wire.page(body, page, observed_at)
+        return await self._get(
+            line, "/chats", lambda body, sent_at: wire.page(body, page, sent_at), params=params
+        )
 
-        observed_at = self._now()
-        return await self._get(line, "/chats", decode, params=params)
-
-    async def get_chat(self, line: Line, chat_id: int) -> Chat | None:
+    async def get_chat(self, line: Line, chat_id: int) -> Chat | Rejected | None:
         """Read one chat; None where the API says that there is none (404, code not_found)."""
         try:
-            return await self._get(line, f"/chats/{chat_id}", wire.single_chat)
+            return await self._get(
+                line, f"/chats/{chat_id}", lambda body, _: wire.single_chat(body, chat_id)
+            )
         except RequestRefused as error:
             if (error.status, error.code) == (404, "not_found"):
                 return None
@@ -117,43 +123,55 @@ class Linq:
 
     async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
         """The numbers that the line's token reaches."""
-        return await self._get(line, "/phone_numbers", wire.phone_numbers)
+        return await self._get(line, "/phone_numbers", lambda body, _: wire.phone_numbers(body))
 
     async def _get(
         self,
         line: Line,
         path: str,
-        decode: Callable[[bytes], T],
+        decode: Decode[T],
         *,
         params: Mapping[str, str | int] | None = None,
     ) -> T:
-        def before_sleep(state: RetryCallState) -> None:
+        def after(state: RetryCallState) -> None:
+            if _failure(state).throttled:
+                self._pace.throttled(_wait(state))
+
+        def before_sleep(_: RetryCallState) -> None:
             line.traffic.retries += 1
-            failure = _failure(state)
-            if failure.throttled and state.next_action:
-                self._pace.throttled(state.next_action.sleep)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Transient),
             stop=stop_after_attempt(self._settings.max_attempts) | stop_before_delay(RETRY_SECONDS),
             wait=_wait,
             sleep=self._sleep,
+            after=after,
             before_sleep=before_sleep,
             retry_error_callback=_give_up,
         )
         return await retrying(self._try, line, path, decode, params)
 
     async def _try(
-        self,
-        line: Line,
-        path: str,
-        decode: Callable[[bytes], T],
-        params: Mapping[str, str | int] | None,
+        self, line: Line, path: str, decode: Decode[T], params: Mapping[str, str | int] | None
+    ) -> T:
+        # A token's first request goes alone, so that one that is refused costs no more.
+        if line.token not in self._tried:
+            async with self._first_try.setdefault(line.token, asyncio.Lock()):
+                if line.token not in self._tried:
+                    try:
+                        return await self._ask(line, path, decode, params)
+                    finally:
+                        self._tried.add(line.token)
+        return await self._ask(line, path, decode, params)
+
+    async def _ask(
+        self, line: Line, path: str, decode: Decode[T], params: Mapping[str, str | int] | None
     ) -> T:
         async with self._pace.turn():
             if line.token in self._refused:
                 raise TokenRefused(_REFUSED_401)
             line.traffic.requests += 1
+            sent_at = self._now()
             response, body = await self._send(line.token, path, params)
             if response.status_code == 401:
                 self._refused.add(line.token)
@@ -161,7 +179,7 @@ class Linq:
             _check_status(response, body, self._now())
             self._pace.answered()
         try:
-            return decode(body)
+            return decode(body, sent_at)
         except wire.BadAnswer as error:
             raise _Transient(str(error)) from None
 

@@ -39,10 +39,10 @@ def crash(error: BaseException) -> None:
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
+            **getattr(record, "fields", {}),
             "time": _time(record),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
         return json.dumps(line, ensure_ascii=False, default=str)
 
@@ -50,8 +50,16 @@ class _JsonFormatter(logging.Formatter):
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, "fields", {})
-        pairs = (f"{key}={value}" for key, value in fields.items() if value is not None)
+        pairs = (
+            f"{key}={_quoted(str(value))}" for key, value in fields.items() if value is not None
+        )
         return " ".join((_time(record), record.levelname.lower(), record.getMessage(), *pairs))
+
+
+def _quoted(value: str) -> str:
+    """The value, in quotes if it could be taken for more than one, or for another line."""
+    plain = value.isprintable() and not set(value) & {" ", '"', "="}
+    return value if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _time(record: logging.LogRecord) -> str:

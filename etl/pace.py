@@ -5,6 +5,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known as one
+
 
 class Pace:
     """One adaptive limit for all numbers and workers.
@@ -60,10 +62,10 @@ class Pace:
             # Once per pause: the requests that were under way bring the same news again.
             self._limit = max(self._limit / 2, 1.0)
             self._quick_until = self._limit
-        self._paused_until = max(self._paused_until, now + seconds)
+        self._paused_until = max(self._paused_until, now + max(seconds, SHORTEST_PAUSE))
 
     async def _wait_for_start(self) -> None:
-        start = max(self._clock(), self._next_start)
-        self._next_start = start + self._interval
-        while (wait := max(start, self._paused_until) - self._clock()) > 0:
+        # Whoever wakes first starts; the others find that the next start has moved on.
+        while (wait := max(self._next_start, self._paused_until) - self._clock()) > 0:
             await self._sleep(wait)
+        self._next_start = self._clock() + self._interval

@@ -1,5 +1,7 @@
 """Phone numbers: E.164 inside, digits to the API, shortened in logs."""
 
+import re
+
 import phonenumbers
 
 
@@ -11,12 +13,24 @@ def to_e164(text: str) -> str:
     """
     hint = "write it with country code, e.g. +13343284472"
     try:
+        # The library would take letters for digits, and skip what stands before the number.
+        if not re.fullmatch(r"\s*[+(\d][\d\s().-]*", text):
+            raise ValueError(f"that is not a phone number; {hint}")
         number = phonenumbers.parse(text, "US")
     except phonenumbers.NumberParseException:
-        raise ValueError(f"{text!r} is not a phone number; {hint}") from None
-    if not phonenumbers.is_possible_number(number) or number.extension:
-        raise ValueError(f"{text!r} is not a complete phone number; {hint}")
+        raise ValueError(f"that is not a phone number; {hint}") from None
+    possible = phonenumbers.is_possible_number_with_reason(number)
+    if possible != phonenumbers.ValidationResult.IS_POSSIBLE:
+        raise ValueError(f"that is not a complete phone number; {hint}")
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def e164_or_none(text: str) -> str | None:
+    """The same for a number that the API sent, which may be none."""
+    try:
+        return to_e164(text)
+    except ValueError:
+        return None
 
 
 def to_digits(phone_number: str) -> str:

@@ -69,7 +69,7 @@ class LogReport(Report):
             status=outcome.status,
             completeness=outcome.completeness,
             reason=outcome.reason,
-            total_count=outcome.total_count,
+            total_count=outcome.evidence.get("total_count"),
             requests=outcome.traffic.requests,
             error_kind=outcome.error_kind,
             error_detail=outcome.error_detail,

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, and_, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    RowMapping,
+    and_,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from etl import __version__, leases
 from etl.config import PhoneNumber
@@ -53,7 +63,8 @@ class NumberOutcome:
     completeness: str | None = None
     reason: str | None = None
     passes: int = 0
-    total_count: int | None = None
+    evidence: Mapping[str, int | None] = field(default_factory=dict)  # by its columns
+    proved_run: int | None = None  # the run whose walk this one has proved
     error_kind: str | None = None
     error_detail: str | None = None
 
@@ -66,6 +77,14 @@ class Ending:
     error_kind: str | None = None
     error_detail: str | None = None
     traffic: Traffic = field(default_factory=Traffic)
+
+
+@dataclass(frozen=True, slots=True)
+class LastWalk:
+    """The run whose walk of a number came last, and how long the list was at its end."""
+
+    run_id: int
+    total_count: int
 
 
 def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
@@ -135,7 +154,7 @@ def close_number(
             completeness=outcome.completeness,
             reason=outcome.reason,
             passes=outcome.passes,
-            total_count=outcome.total_count,
+            **outcome.evidence,
             error_kind=outcome.error_kind,
             error_detail=outcome.error_detail,
             **_spent(outcome.traffic),
@@ -150,7 +169,49 @@ def close_number(
             )
             .values(first_loaded_at=now)
         )
+    if outcome.proved_run is not None:
+        proved = and_(
+            table.c.run_id == outcome.proved_run, table.c.phone_number == outcome.phone_number
+        )
+        connection.execute(update(table).where(proved).values(completeness="proved", reason=None))
     leases.release(connection, run_id, [outcome.phone_number])
+
+
+def last_walk(connection: Connection, phone_number: str, *, before: int) -> LastWalk | None:
+    """The number's last entry before that run, if it is a walk that can still be proved."""
+    row = _last_entry(connection, phone_number, before)
+    if row is None or row.status != "succeeded" or row.total_count is None:
+        return None
+    unproved = row.completeness in {"consistent", "unproved"}
+    return LastWalk(row.run_id, row.total_count) if unproved else None
+
+
+def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
+    """Where a backfill goes on: a few pages before an interrupted one came to, else at page 1."""
+    row = _last_entry(connection, phone_number, before)
+    if row is None or row.command != "backfill" or row.status in {"succeeded", "partial"}:
+        return 1
+    return max(int(row.first_page or 1) + int(row.pages) - margin, 1)
+
+
+def note_first_page(
+    connection: Connection, run_id: int, phone_number: str, first_page: int
+) -> None:
+    """Note where a backfill begins, before it does."""
+    table = sync_run_numbers
+    mine = and_(table.c.run_id == run_id, table.c.phone_number == phone_number)
+    connection.execute(update(table).where(mine).values(first_page=first_page))
+
+
+def _last_entry(connection: Connection, phone_number: str, before: int) -> Row[Any] | None:
+    table = sync_run_numbers
+    return connection.execute(
+        select(table, sync_runs.c.command)
+        .join(sync_runs)
+        .where(table.c.phone_number == phone_number, table.c.run_id < before)
+        .order_by(table.c.run_id.desc())
+        .limit(1)
+    ).first()
 
 
 def finish(connection: Connection, run_id: int, ending: Ending, now: datetime) -> None:

@@ -39,12 +39,14 @@ from etl.wire import Chat, Page
 class Listing:
     """A page of a number's list; `news` once that number's list has been read to the end before.
 
-    Chats that appear later are news; those that are there at first are the starting stock.
+    Chats that appear later are news; those that are there at first are the starting stock. If not
+    `listed`, its chats were asked for one by one: they exist, which does not put them in the list.
     """
 
     phone_number: str
     page: Page
     news: bool
+    listed: bool = True
 
 
 CHAT_FIELDS = ("display_name", "service", "is_group", "message_count", "extra")
@@ -124,7 +126,8 @@ def stage(connection: Connection, listings: Sequence[Listing]) -> None:
     for listing in sorted(listings, key=lambda listing: listing.page.observed_at):
         for chat in listing.page.chats:
             latest[chat.id] = listing, chat
-            links[listing.phone_number, chat.id] = listing.page.observed_at
+            if listing.listed:
+                links[listing.phone_number, chat.id] = listing.page.observed_at
     load = _copy if connection.dialect.name == "postgresql" else _insert_json
     load(connection, staged_chats, [_chat_row(*item) for item in latest.values()])
     load(connection, staged_handles, [r for _, chat in latest.values() for r in _handle_rows(chat)])

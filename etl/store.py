@@ -7,7 +7,8 @@ listed in its chat any more is marked, never deleted.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,12 @@ from sqlalchemy import (
     update,
 )
 
+from etl.history import (
+    record_chat_events,
+    record_counts,
+    record_handle_events,
+    record_removals,
+)
 from etl.staging import (
     CHAT_FIELDS,
     HANDLE_FIELDS,
@@ -42,13 +49,28 @@ from etl.staging import (
     staged_links,
 )
 from etl.tables import (
-    chat_events,
     chat_handles,
-    chat_message_counts,
     chat_phone_numbers,
     chats,
     rejected_records,
 )
+
+LOT = 5000  # ids in one statement
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What became of the chats that a walk of the number's list did not see.
+
+    `gone`: the API says that there is no such chat. `left`: it exists and is not in this list any
+    more. `missing`: neither is known.
+    """
+
+    phone_number: str
+    gone: tuple[int, ...]
+    left: tuple[int, ...]
+    missing: tuple[int, ...]
+    observed_at: datetime
 
 
 def store(
@@ -61,12 +83,12 @@ def store(
     if _find_chat_changes(connection, now):
         _count_chats(connection, counts)
         _apply_chat_changes(connection)
-        _record_counts(connection, run_id)
-        _record_chat_events(connection, run_id)
+        record_counts(connection, run_id)
+        record_chat_events(connection, run_id)
     if _find_handle_changes(connection, now):
         _count_handles(connection, counts)
         _apply_handle_changes(connection)
-        _record_handle_events(connection, run_id)
+        record_handle_events(connection, run_id)
     _apply_links(connection)
     _store_rejected(connection, listings, run_id)
     _count_pages(listings, counts)
@@ -90,6 +112,58 @@ def _each(key: ColumnElement[Any]) -> ColumnElement[Any]:
     of the comparison is the one that is gone through.
     """
     return key + ("" if isinstance(key.type, Text) else 0)
+
+
+def known_chats(connection: Connection, phone_number: str) -> Iterator[tuple[bool, list[int]]]:
+    """The chats of the number's list, in lots: whether the last walk missed them, and their ids."""
+    links = chat_phone_numbers
+    for missing in (False, True):
+        ids = select(links.c.chat_id).where(
+            links.c.phone_number == phone_number,
+            links.c.removed_at.is_(None),
+            links.c.missing_since.is_not(None) if missing else links.c.missing_since.is_(None),
+        )
+        for lot in connection.execution_options(yield_per=LOT).execute(ids).scalars().partitions():
+            yield missing, list(lot)
+
+
+def store_absence(connection: Connection, absence: Absence, *, run_id: int) -> int:
+    """Mark what is gone from the number's list; return how many chats are gone altogether.
+
+    A chat that another number still lists is not: there the same question will be asked.
+    """
+    links, at = chat_phone_numbers, absence.observed_at
+    removed = 0
+    for chat_ids in _lots(absence.missing):
+        unmarked = links.c.missing_since.is_(None)
+        _mark(connection, absence, chat_ids, unmarked, {"missing_since": at})
+    for chat_ids in _lots((*absence.left, *absence.gone)):
+        present = links.c.removed_at.is_(None)
+        _mark(connection, absence, chat_ids, present, {"removed_at": at, "missing_since": None})
+    for chat_ids in _lots(absence.gone):
+        listed = exists().where(links.c.chat_id == chats.c.id, links.c.removed_at.is_(None))
+        gone = update(chats).where(chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed)
+        ids = connection.execute(gone.values(removed_at=at, changed_at=at).returning(chats.c.id))
+        if dead := sorted(ids.scalars()):
+            record_removals(connection, dead, run_id, at)
+            removed += len(dead)
+    return removed
+
+
+def _mark(
+    connection: Connection,
+    absence: Absence,
+    chat_ids: Sequence[int],
+    condition: ColumnElement[bool],
+    values: dict[str, datetime | None],
+) -> None:
+    links = chat_phone_numbers
+    mine = and_(links.c.phone_number == absence.phone_number, links.c.chat_id.in_(chat_ids))
+    connection.execute(update(links).where(mine, condition).values(values))
+
+
+def _lots(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + LOT] for start in range(0, len(ids), LOT))
 
 
 # Comparing
@@ -253,13 +327,12 @@ def _apply_links(connection: Connection) -> None:
     _insert_select(
         connection,
         links,
-        select(listed.c.phone_number, listed.c.chat_id, listed.c.observed_at, null())
+        select(listed.c.phone_number, listed.c.chat_id, listed.c.observed_at, null(), null())
         .select_from(listed.outerjoin(links, same))
         .where(links.c.chat_id.is_(None)),
     )
-    connection.execute(
-        update(links).where(same, links.c.removed_at.is_not(None)).values(removed_at=None)
-    )
+    back = or_(links.c.removed_at.is_not(None), links.c.missing_since.is_not(None))
+    connection.execute(update(links).where(same, back).values(removed_at=None, missing_since=None))
 
 
 def _store_rejected(connection: Connection, listings: Sequence[Listing], run_id: int) -> None:
@@ -276,83 +349,6 @@ def _store_rejected(connection: Connection, listings: Sequence[Listing], run_id:
     ]
     if rows:
         connection.execute(insert(rejected_records), rows)
-
-
-# History
-
-
-def _record_counts(connection: Connection, run_id: int) -> None:
-    new = chat_changes
-    changed = or_(new.c.is_new, new.c.message_count.is_distinct_from(new.c.old_message_count))
-    known = exists().where(
-        chat_message_counts.c.chat_id == new.c.id,
-        chat_message_counts.c.observed_at == new.c.observed_at,
-    )
-    _insert_select(
-        connection,
-        chat_message_counts,
-        select(new.c.id, new.c.observed_at, new.c.message_count, literal(run_id)).where(
-            changed, ~known
-        ),
-    )
-
-
-def _record_chat_events(connection: Connection, run_id: int) -> None:
-    new = chat_changes
-    kept = not_(new.c.is_new)
-    nothing = null()
-    for kind, happened, old, now in (
-        ("created", and_(new.c.is_new, new.c.news), nothing, nothing),
-        ("restored", and_(kept, new.c.was_removed), nothing, nothing),
-        (
-            "renamed",
-            and_(kept, _differs("display_name")),
-            new.c.old_display_name,
-            new.c.display_name,
-        ),
-        ("service_changed", and_(kept, _differs("service")), new.c.old_service, new.c.service),
-        (
-            "group_changed",
-            and_(kept, _differs("is_group")),
-            _as_text(new.c.old_is_group),
-            _as_text(new.c.is_group),
-        ),
-    ):
-        _record_events(
-            connection,
-            select(literal(run_id), new.c.observed_at, new.c.id, literal(kind), old, now)
-            .where(happened)
-            .order_by(new.c.id),
-        )
-
-
-def _record_handle_events(connection: Connection, run_id: int) -> None:
-    new = handle_changes
-    of_new_chat = exists().where(chat_changes.c.id == new.c.chat_id, chat_changes.c.is_new)
-    joined = and_(new.c.change.in_(("inserted", "restored")), ~of_new_chat)
-    for kind, happened, old, now in (
-        ("joined", joined, null(), new.c.phone_number),
-        ("left", new.c.change == "removed", new.c.phone_number, null()),
-    ):
-        _record_events(
-            connection,
-            select(literal(run_id), new.c.observed_at, new.c.chat_id, literal(kind), old, now)
-            .where(happened)
-            .order_by(new.c.chat_id, new.c.id),
-        )
-
-
-def _record_events(connection: Connection, events: Select[Any]) -> None:
-    columns = [column for column in chat_events.columns if column.name != "id"]
-    connection.execute(insert(chat_events).from_select(columns, events))
-
-
-def _differs(name: str) -> ColumnElement[bool]:
-    return chat_changes.c[name].is_distinct_from(chat_changes.c[f"old_{name}"])
-
-
-def _as_text(flag: ColumnElement[bool]) -> ColumnElement[str | None]:
-    return case((flag, "true"), (not_(flag), "false"), else_=null())
 
 
 # Counting
@@ -386,7 +382,7 @@ def _count(
 def _count_pages(listings: Sequence[Listing], counts: dict[str, Counter[str]]) -> None:
     for listing in listings:
         count, page = counts[listing.phone_number], listing.page
-        count["pages"] += 1
+        count["pages"] += listing.listed
         count["chats_seen"] += len(page.chats)
         count["rejected"] += len(page.rejected)
         count["texts_cleaned"] += page.texts_cleaned

@@ -1,34 +1,29 @@
-"""The main job: each number's list is walked, its pages stored, and all of it entered in the log.
+"""The main job: a run over many numbers, from its row in the run log to its exit code.
 
-A page's way: Linq.list_chats fetches and decodes it, walk keeps the books on it, Writer puts it
-into the next transaction, where store writes it, and runs adds its counts.
+A page's way: Linq.list_chats fetches and decodes it, walk keeps the books on it, NumberSync hands
+it to Writer, which puts it into the next transaction, where store writes it and runs adds its
+counts.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from etl import leases, log, runs
-from etl.config import Config, PhoneNumber
-from etl.database import database_clock, writing
+from etl.config import Config, PhoneNumber, Token
+from etl.database import database_clock, in_transaction
 from etl.errors import Busy, ConfigError, DatabaseError, EtlError
 from etl.linq import Line, Linq, Traffic
+from etl.number import NumberSync, Plan, Tools
 from etl.pace import Pace
-from etl.phone import shortened, to_e164
+from etl.phone import e164_or_none, shortened
 from etl.report import Report
 from etl.runs import Claim, Ending, NumberOutcome, Record
-from etl.staging import Listing
-from etl.walk import walk
-from etl.wire import Page
 from etl.writer import Writer
-
-T = TypeVar("T")
 
 _NO_NUMBER = ""  # on whose bill the requests go that are for the whole run
 
@@ -43,14 +38,9 @@ class Result:
 
 
 async def sync(
-    config: Config,
-    engine: Engine,
-    numbers: Sequence[PhoneNumber],
-    report: Report,
-    *,
-    all_reached: bool,
+    config: Config, engine: Engine, numbers: Sequence[PhoneNumber], report: Report, plan: Plan
 ) -> Result:
-    """Sync the numbers, and if `all_reached` and configured so, the others that the token reaches.
+    """Sync the numbers, and if the plan says so all others that the token reaches.
 
     Returns when every number has ended, well or not. Raises what ends the whole run: DatabaseError,
     LeaseLost, or, while the numbers are asked for, an error of the API. However it ends, and also
@@ -58,14 +48,17 @@ async def sync(
     """
     now = await asyncio.to_thread(database_clock, engine)
     lease_seconds = config.sync.lease_seconds
-    run_id = await _transact(
-        engine, lambda c: runs.start(c, "sync", now=now(), lease_seconds=lease_seconds)
+    run_id = await in_transaction(
+        engine, lambda c: runs.start(c, plan.command, now=now(), lease_seconds=lease_seconds)
     )
+    traffic: dict[str, Traffic] = defaultdict(Traffic)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     async with Linq(config.api, pace, now=now) as linq:
-        job = _Job(config, engine, linq, report, run_id=run_id, now=now)
+        writer = Writer(engine, run_id, now, traffic)
+        tools = Tools(config, engine, linq, writer, report, run_id, now)
+        job = _Job(tools, plan, traffic)
         try:
-            await job.run(numbers, all_reached=all_reached)
+            await job.run(numbers)
         except asyncio.CancelledError:
             await job.close(Ending("interrupted", "interrupted", "ended by a signal"))
             raise
@@ -79,36 +72,23 @@ async def sync(
 class _Job:
     """One run under way: what it works with, and how its numbers ended so far."""
 
-    def __init__(  # noqa: PLR0913  # its tools; they are made in one place and passed nowhere else
-        self,
-        config: Config,
-        engine: Engine,
-        linq: Linq,
-        report: Report,
-        *,
-        run_id: int,
-        now: Callable[[], datetime],
-    ) -> None:
-        self._config = config
-        self._engine = engine
-        self._linq = linq
-        self._report = report
-        self._run_id = run_id
-        self._now = now
-        self._traffic: dict[str, Traffic] = defaultdict(Traffic)
-        self._writer = Writer(engine, run_id, now, self._traffic)
+    def __init__(self, tools: Tools, plan: Plan, traffic: Mapping[str, Traffic]) -> None:
+        self._tools = tools
+        self._plan = plan
+        self._traffic = traffic
         self._outcomes: list[NumberOutcome] = []
         self._errors: dict[str, Exception] = {}
 
-    async def run(self, configured: Sequence[PhoneNumber], *, all_reached: bool) -> None:
+    async def run(self, configured: Sequence[PhoneNumber]) -> None:
         """Sync every number that is free."""
         numbers = [*configured]
-        if all_reached and self._config.sync.all_phone_numbers:
+        if self._plan.all_reached:
             numbers += await self._others(configured)
-        claim = await _transact(
-            self._engine, lambda c: runs.claim(c, self._run_id, numbers, self._now())
+        claim = await in_transaction(
+            self._tools.engine,
+            lambda c: runs.claim(c, self._tools.run_id, numbers, self._tools.now()),
         )
-        self._report.run_started(self._run_id, numbers)
+        self._tools.report.run_started(self._tools.run_id, numbers)
         try:
             await self._sync_all([n for n in numbers if n.number in claim.held], claim)
         except BaseExceptionGroup as group:
@@ -130,7 +110,8 @@ class _Job:
     def exit_code(self) -> int:
         """0; or the one of the error that every number failed with; or 3."""
         if {outcome.status for outcome in self._outcomes} == {"succeeded"}:
-            return 0
+            unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
+            return 3 if unproved and self._plan.require_complete else 0
         codes = {_exit_code(error) for error in self._errors.values()}
         all_failed = len(self._errors) == len(self._outcomes)
         return codes.pop() if all_failed and len(codes) == 1 else 3
@@ -144,109 +125,84 @@ class _Job:
 
     async def close(self, ending: Ending) -> Record:
         """Write the run's end; return its record."""
+        run_id, now = self._tools.run_id, self._tools.now()
 
         def finish(connection: Connection) -> Record | None:
-            runs.finish(connection, self._run_id, ending, self._now())
-            return runs.one(connection, self._run_id)
+            runs.finish(connection, run_id, ending, now)
+            return runs.one(connection, run_id)
 
-        return await _transact(self._engine, finish) or {}
+        return await in_transaction(self._tools.engine, finish) or {}
 
     async def _others(self, configured: Sequence[PhoneNumber]) -> list[PhoneNumber]:
-        if self._config.token is None:
+        token = self._tools.config.token
+        if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
-        line = Line(_NO_NUMBER, self._config.token, self._traffic[_NO_NUMBER])
-        reached = {to_e164(n.phone_number) for n in await self._linq.list_phone_numbers(line)}
-        return [PhoneNumber(n) for n in sorted(reached - {n.number for n in configured})]
+        line = Line(_NO_NUMBER, token, self._traffic[_NO_NUMBER])
+        listed = await self._tools.linq.list_phone_numbers(line)
+        reached = {e164_or_none(number.phone_number) for number in listed}
+        known = {number.number for number in configured}
+        return [
+            PhoneNumber(number) for number in sorted(filter(None, reached)) if number not in known
+        ]
 
     async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
-        at_once = asyncio.Semaphore(self._config.api.max_concurrency)
+        at_once = asyncio.Semaphore(self._tools.config.api.max_concurrency)
         for phone_number, holder in claim.busy.items():
-            self._note(_failure(phone_number, Traffic(), Busy(str(holder))), Busy(str(holder)))
+            busy = Busy(str(holder))
+            self._note(_failure(phone_number, Traffic(), busy), busy)
         async with asyncio.TaskGroup() as background:
             helpers = [
-                background.create_task(self._writer.run()),
+                background.create_task(self._tools.writer.run()),
                 background.create_task(self._keep_leases()),
             ]
             async with asyncio.TaskGroup() as walks:
                 for number in numbers:
                     walks.create_task(self._sync_number(number, claim, at_once))
-            await self._writer.drain()
+            await self._tools.writer.drain()
             for helper in helpers:
                 helper.cancel()
 
     async def _sync_number(
         self, number: PhoneNumber, claim: Claim, at_once: asyncio.Semaphore
     ) -> None:
-        """Walk one number's list into the database; its failure stays its own."""
+        """Sync one number; its failure stays its own."""
         async with at_once:
             traffic = self._traffic[number.number]
             error: Exception | None = None
             try:
-                outcome = await self._walk(number, traffic, news=number.number in claim.news)
+                line = Line(number.number, self._token(number), traffic)
+                news = number.number in claim.news
+                outcome = await NumberSync(self._tools, self._plan, line, news=news).run()
             except EtlError as expected:
                 error, outcome = expected, _failure(number.number, traffic, expected)
-            except Exception as unexpected:  # noqa: BLE001  # a bug that one number's data brings out
+            except Exception as unexpected:  # noqa: BLE001  # a bug that one number brings out
                 log.crash(unexpected)
                 error, outcome = unexpected, _failure(number.number, traffic, unexpected)
-            await self._writer.put(outcome)
+            await self._tools.writer.put(outcome)
             self._note(outcome, error)
 
-    async def _walk(self, number: PhoneNumber, traffic: Traffic, *, news: bool) -> NumberOutcome:
-        token = number.token or self._config.token
+    def _token(self, number: PhoneNumber) -> Token:
+        token = number.token or self._tools.config.token
         if token is None:
             raise ConfigError("this number has no token: set its token_env, or api.token_file")
-        line = Line(number.number, token, traffic)
-        rejected = 0
-
-        async def fetch(page: int) -> Page:
-            return await self._linq.list_chats(line, page)
-
-        async def deliver(page: Page) -> None:
-            nonlocal rejected
-            rejected += len(page.rejected)
-            await self._writer.put(Listing(number.number, page, news))
-            self._report.page_read(number.number, page)
-
-        verdict = await walk(
-            fetch,
-            deliver,
-            width=2 * self._config.api.max_concurrency,
-            max_passes=self._config.sync.max_passes,
-        )
-        return NumberOutcome(
-            number.number,
-            "partial" if rejected else "succeeded",
-            traffic,
-            completeness=verdict.completeness,
-            reason=verdict.reason,
-            passes=verdict.passes,
-            total_count=verdict.total_count,
-        )
+        return token
 
     def _note(self, outcome: NumberOutcome, error: Exception | None) -> None:
         self._outcomes.append(outcome)
         if error:
             self._errors[outcome.phone_number] = error
-        self._report.number_ended(outcome)
+        self._tools.report.number_ended(outcome)
 
     async def _keep_leases(self) -> None:
         """Move the run's expiry on, three times before it would come."""
-        seconds = self._config.sync.lease_seconds
+        tools, seconds = self._tools, self._tools.config.sync.lease_seconds
         while True:
             await asyncio.sleep(seconds / 3)
             with suppress(DatabaseError):  # A database that is gone is the writer's to report.
-                await _transact(
-                    self._engine,
-                    lambda c: leases.renew(c, self._run_id, leases.expiry(self._now(), seconds)),
+                await in_transaction(
+                    tools.engine,
+                    lambda c: leases.renew(c, tools.run_id, leases.expiry(tools.now(), seconds)),
                 )
-
-
-async def _transact(engine: Engine, function: Callable[[Connection], T]) -> T:
-    def in_thread() -> T:
-        with writing(engine) as connection:
-            return function(connection)
-
-    return await asyncio.to_thread(in_thread)
 
 
 def _failure(phone_number: str, traffic: Traffic, error: Exception) -> NumberOutcome:

@@ -261,6 +261,7 @@ sync_run_numbers = Table(
         "reason. Null if it was not read to the end.",
     ),
     Column("reason", Text, comment="Why it is unproved, or why something was withheld."),
+    Column("first_page", BigInteger, comment="Where a backfill began to read; null for a sync."),
     Column("passes", Integer, nullable=False, server_default="0", comment="Times it was read."),
     Column("total_count", BigInteger, comment="Length of the list, as the API last said."),
     Column("first_total_count", BigInteger, comment="Length of the list, as the API first said."),

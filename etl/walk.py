@@ -29,7 +29,7 @@ Fetch = Callable[[int], Awaitable[Page]]
 Deliver = Callable[[Page], Awaitable[None]]
 
 # So many pages in a row with nothing new are no moving list but a broken one.
-MAX_PAGES_WITHOUT_NEWS = 50
+MAX_PAGES_WITHOUT_NEWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,26 @@ async def walk(
         duplicates=sum(each.duplicates for each in passes),
         shrinkages=sum(each.shrinkages for each in passes),
     )
+
+
+async def read_range(
+    fetch: Fetch, deliver: Deliver, *, first: int, last: int | None, width: int
+) -> Page:
+    """Read some pages, to the list's end if `last` is None; return the last of them.
+
+    That is no walk: of a list that may have moved it proves nothing.
+    """
+    page = await fetch(first)
+    await deliver(page)
+
+    def end() -> int:
+        known = page.last_page or page.number + bool(page.ids)
+        return known if last is None else min(known, last)
+
+    async with aclosing(_prefetch(fetch, first + 1, end, width)) as pages:
+        async for page in pages:  # the end is where the last page says
+            await deliver(page)
+    return page
 
 
 class _Pass:
@@ -220,7 +240,7 @@ class _Pass:
         self.distinct += self._news
         self.duplicates += len(self._ids) - self._news
         self._without_news = 0 if self._news else self._without_news + 1
-        if self._without_news > max(MAX_PAGES_WITHOUT_NEWS, self._last_page // 2) and self._ids:
+        if self._without_news > MAX_PAGES_WITHOUT_NEWS and self._ids:
             raise ApiUnavailable(
                 f"the list repeats itself: {self._without_news} pages in a row, up to page "
                 f"{page.number}, brought no new chat; report it to Linq"

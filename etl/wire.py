@@ -126,6 +126,7 @@ _UNSTORABLE_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 def page(body: bytes, number: int, observed_at: datetime) -> Page:
+    """The answer to List Chats for that page. Raises BadAnswer if it is none."""
     document, cleaned = _json(body)
     wire = _convert(document, _WirePage)
     meta = wire.meta or _WireMeta()
@@ -147,25 +148,29 @@ def page(body: bytes, number: int, observed_at: datetime) -> Page:
 
 def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int | None]:
     """Length of the list and its last page, as far as `meta` and the rows agree on them."""
-    if meta.total_count is None or (meta.total_count == 0 and rows):
+    if rows and 0 in (meta.total_count, meta.total_pages):
         return None, None
-    last_page = meta.total_pages or 0
-    if meta.per_page:
-        last_page = max(last_page, math.ceil(meta.total_count / meta.per_page))
-    if rows == 0 and meta.total_count and number <= last_page:
+    last_page = meta.total_pages
+    if meta.total_count is not None:
+        by_count = math.ceil(meta.total_count / (meta.per_page or rows or 1))
+        # A server may say that its pages are longer than they are, but none of them is empty.
+        last_page = min(max(meta.total_pages or 0, by_count), meta.total_count)
+    if rows == 0 and last_page is not None and number <= last_page:
         raise BadAnswer(f"an empty page {number} of {last_page}")
-    return meta.total_count, max(last_page, 1)
+    return meta.total_count, None if last_page is None else max(last_page, 1)
 
 
-def single_chat(body: bytes) -> Chat:
+def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:
+    """The answer to Get Chat for that chat. Raises BadAnswer if it is none."""
     document, _ = _json(body)
     record = _record(_convert(document, _WireSingle).data)
-    if isinstance(record, Rejected):
-        raise BadAnswer(f"a chat that cannot be read: {record.reason}")
+    if record.id not in (None, chat_id):
+        raise BadAnswer("an answer for another chat")
     return record
 
 
 def phone_numbers(body: bytes) -> tuple[LinqNumber, ...]:
+    """The answer to List Phone Numbers. Raises BadAnswer if it is none."""
     document, _ = _json(body)
     return tuple(_convert(document, _WirePhoneNumbers).phone_numbers)
 
@@ -181,9 +186,13 @@ def _json(body: bytes) -> tuple[Any, int]:
     """Parse, make every text storable, and count the texts that were changed for it."""
     try:
         document = msgspec.json.decode(body)
+        dirty = bool(_UNSTORABLE_ESCAPE.search(body))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _clean(_lenient_json(body))
-    return _clean(document) if _UNSTORABLE_ESCAPE.search(body) else (document, 0)
+        document, dirty = _lenient_json(body), True
+    try:
+        return _clean(document) if dirty else (document, 0)
+    except RecursionError:
+        raise BadAnswer("JSON that is nested too deeply") from None
 
 
 def _lenient_json(body: bytes) -> Any:
@@ -193,6 +202,7 @@ def _lenient_json(body: bytes) -> Any:
             body.decode("utf-8-sig", "surrogateescape"),
             strict=False,
             parse_float=_finite,
+            parse_int=_integer,
             parse_constant=str,
         )
     except (ValueError, RecursionError):
@@ -201,6 +211,11 @@ def _lenient_json(body: bytes) -> Any:
 
 def _finite(text: str) -> float | str:
     return number if math.isfinite(number := float(text)) else text
+
+
+def _integer(text: str) -> int | str:
+    # Python refuses to parse longer ones; as a text it is rejected where a number should be.
+    return int(text) if len(text) < 4000 else text
 
 
 def _clean(value: Any) -> tuple[Any, int]:
@@ -221,8 +236,8 @@ def _record(item: Any) -> Chat | Rejected:
         return _chat(item)
     except (ValueError, OverflowError) as error:
         chat_id = item.get("id") if isinstance(item, dict) else None
-        known = isinstance(chat_id, int) and -(2**63) <= chat_id < 2**63
-        return Rejected(chat_id if known else None, str(error), _json_text(item))
+        known = type(chat_id) is int and -(2**63) <= chat_id < 2**63
+        return Rejected(chat_id if known else None, str(error), json_text(item))
 
 
 def _chat(item: Any) -> Chat:
@@ -256,31 +271,29 @@ def _handle(wire: _WireHandle, item: dict[str, Any]) -> Handle:
 
 def _utc(text: str) -> datetime:
     """An ISO 8601 time with any offset and fraction; UTC where it names no offset."""
-    moment = datetime.fromisoformat(text.strip().upper())
+    try:
+        moment = datetime.fromisoformat(text.strip().upper())
+    except ValueError:
+        # Not the parser's own words, which repeat the text.
+        raise ValueError("joined_at is not a time") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def _extra(item: dict[str, Any], known: frozenset[str]) -> str | None:
     unknown = item.keys() - known
-    return _json_text({key: item[key] for key in unknown}) if unknown else None
+    return json_text({key: item[key] for key in unknown}) if unknown else None
 
 
-def _json_text(value: Any) -> str:
-    """Canonical, so that a field that did not change compares as equal."""
+def json_text(value: Any) -> str:
+    """JSON, canonical, so that a field that did not change compares as equal."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-class _ApiError(Struct):
-    code: str
-
-
-class _ApiErrors(Struct):
-    errors: Annotated[list[_ApiError], Meta(min_length=1)]
-
-
 def error_code(body: bytes) -> str | None:
+    """The code of an error of the API, if the body holds one that is safe to repeat."""
     try:
-        code = msgspec.json.decode(body, type=_ApiErrors).errors[0].code
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        code = _json(body)[0]["errors"][0]["code"]
+    except (BadAnswer, LookupError, TypeError):
         return None
-    return code if re.fullmatch(r"[a-z_]{1,40}", code) else None
+    safe = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code)
+    return code if safe else None

@@ -6,6 +6,7 @@ and the closing of their number keep their order.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
@@ -16,11 +17,11 @@ from etl.database import writing
 from etl.linq import Traffic
 from etl.runs import NumberOutcome
 from etl.staging import Listing
-from etl.store import store
+from etl.store import Absence, store, store_absence
 
 BATCH = 50
 
-Item = Listing | NumberOutcome
+Item = Listing | Absence | NumberOutcome
 
 
 class Writer:
@@ -69,12 +70,17 @@ class Writer:
 
     def _write(self, batch: Sequence[Item]) -> None:
         listings = [item for item in batch if isinstance(item, Listing)]
+        absences = [item for item in batch if isinstance(item, Absence)]
         outcomes = [item for item in batch if isinstance(item, NumberOutcome)]
         now = self._now()
         with writing(self._engine) as connection:
             leases.ensure_held(connection, self._run_id, {item.phone_number for item in batch})
             if listings:
                 counts = store(connection, listings, run_id=self._run_id, now=now)
+                runs.add_counts(connection, self._run_id, counts, self._traffic)
+            for absence in absences:
+                removed = store_absence(connection, absence, run_id=self._run_id)
+                counts = {absence.phone_number: Counter(chats_removed=removed)}
                 runs.add_counts(connection, self._run_id, counts, self._traffic)
             for outcome in outcomes:
                 runs.close_number(connection, self._run_id, outcome, now)

@@ -55,21 +55,20 @@ def server(given_url: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def database(server_url: str, template: str | None = None) -> Iterator[str]:
-    """The URL of a new database, which is dropped in the end; empty, or a copy of `template`'s."""
+def database(server_url: str) -> Iterator[str]:
+    """The URL of a new, empty database, which is dropped in the end."""
     name = f"linq_etl_test_{uuid.uuid4().hex}"
-    copied = make_url(template).database if template else "template0"
-    _execute(server_url, "CREATE DATABASE {} TEMPLATE {}", name, copied)
+    _execute(server_url, "CREATE DATABASE {} TEMPLATE template0", name)
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
         _execute(server_url, "DROP DATABASE {} WITH (FORCE)", name)
 
 
-def _execute(server_url: str, statement: str, *names: str | None) -> None:
+def _execute(server_url: str, statement: str, name: str) -> None:
     url = make_url(server_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(*map(sql.Identifier, filter(None, names))))
+        connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
 
 def _programs() -> Path:

@@ -143,6 +143,10 @@ def test_every_problem_of_a_configuration_is_told_at_once() -> None:
         (["synch"], "No such command 'synch'"),
         (["status", "--max-age", "2 hours"], "write e.g. 90s, 15m, 2h or 1d"),
         (["sync", "--phone-number", "nobody"], "--phone-number: 'nobody' is not a phone number"),
+        (
+            ["sync", "--phone-number", "+12025550199"],
+            "add +12025550199 to sync.phone_numbers first",
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line(arguments: list[str], says: str) -> None:

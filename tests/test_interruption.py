@@ -137,21 +137,6 @@ def test_two_runs_at_once(sandbox: HoldingSandbox, world: World, database_url: s
     assert runs(database_url) == ["succeeded", "failed", "succeeded"]
 
 
-def test_a_run_syncs_the_numbers_that_are_free(
-    sandbox: HoldingSandbox, world: World, tmp_path: Path
-) -> None:
-    """Where one of two numbers is held by another run, the second is synced and the exit is 3."""
-    url = f"sqlite:///{tmp_path}/linq.db"
-    with running("sync", env=short_pages(sandbox, url)) as first:
-        wait_for_middle(first, sandbox, url)
-        partial = linq_etl("sync", env=short_pages(sandbox, url, A, B))
-        sandbox.release()
-        assert ended(first).code == 0
-    assert partial.code == 3
-    assert "holds it since" in partial.stderr
-    assert stored(url) == held(world)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_ends_in_good_order(
     number: signal.Signals, code: int, sandbox: HoldingSandbox, world: World, tmp_path: Path

@@ -83,6 +83,15 @@ def test_configuring_again_writes_each_line_once(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().err)["event"] == "once"
 
 
+def test_lines_are_not_repeated_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler of somebody else's, on the root logger, gets no copy."""
+    log.configure(as_json=False, quiet=False)
+
+    log.info("once")
+
+    assert caplog.messages == []
+
+
 def test_libraries_stay_out_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     """What httpx logs, which is whole URLs, is not written."""
     log.configure(as_json=False, quiet=False)

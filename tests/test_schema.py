@@ -52,6 +52,13 @@ def empty(database_url: str) -> Iterator[Engine]:
     opened.dispose()
 
 
+@pytest.fixture
+def built(empty: Engine) -> Engine:
+    """A database of the test's own, with the schema."""
+    schema.upgrade(empty)
+    return empty
+
+
 def tables(engine: Engine) -> set[str]:
     return set(inspect(engine).get_table_names())
 
@@ -85,21 +92,21 @@ def test_the_contract_is_in_the_tables(table: str) -> None:
     assert metadata.tables[table].primary_key.columns.keys() == KEYS[table]
 
 
-def test_an_upgraded_database_is_not_touched_again(engine: Engine) -> None:
+def test_an_upgraded_database_is_not_touched_again(built: Engine) -> None:
     """To upgrade what is current changes nothing."""
-    before = values(engine, f"SELECT * FROM {VERSION_TABLE}")
-    assert schema.upgrade(engine) == schema.head()
-    schema.ensure_current(engine, upgrade_allowed=False)
-    assert values(engine, f"SELECT * FROM {VERSION_TABLE}") == before
+    before = values(built, f"SELECT * FROM {VERSION_TABLE}")
+    assert schema.upgrade(built) == schema.head()
+    schema.ensure_current(built, upgrade_allowed=False)
+    assert values(built, f"SELECT * FROM {VERSION_TABLE}") == before
 
 
-def test_a_downgrade_leaves_nothing_and_can_be_undone(engine: Engine) -> None:
+def test_a_downgrade_leaves_nothing_and_can_be_undone(built: Engine) -> None:
     """Down to base no table of ours is left; up again the schema is whole."""
-    schema.downgrade(engine, "base")
-    assert schema.current(engine) is None
-    assert tables(engine) == {VERSION_TABLE}
-    schema.upgrade(engine)
-    assert schema.differences(engine) is None
+    schema.downgrade(built, "base")
+    assert schema.current(built) is None
+    assert tables(built) == {VERSION_TABLE}
+    schema.upgrade(built)
+    assert schema.differences(built) is None
 
 
 def test_each_migration_can_be_undone_and_redone(empty: Engine) -> None:
@@ -111,11 +118,11 @@ def test_each_migration_can_be_undone_and_redone(empty: Engine) -> None:
     assert schema.differences(empty) is None
 
 
-def test_a_downgrade_to_nowhere_is_refused(engine: Engine) -> None:
+def test_a_downgrade_to_nowhere_is_refused(built: Engine) -> None:
     """A revision that nobody knows is named in the error, and nothing changes."""
     with pytest.raises(SchemaError, match="cannot downgrade to 'nowhere'"):
-        schema.downgrade(engine, "nowhere")
-    assert schema.differences(engine) is None
+        schema.downgrade(built, "nowhere")
+    assert schema.differences(built) is None
 
 
 def test_a_failed_upgrade_leaves_nothing_behind(empty: Engine) -> None:
@@ -141,10 +148,10 @@ def test_a_failed_upgrade_leaves_nothing_behind(empty: Engine) -> None:
         ("DROP TABLE chat_events", "chat_events"),
     ],
 )
-def test_a_changed_schema_is_noticed(engine: Engine, change: str, told: str) -> None:
+def test_a_changed_schema_is_noticed(built: Engine, change: str, told: str) -> None:
     """What somebody altered by hand is named."""
-    execute(engine, change)
-    assert told in (schema.differences(engine) or "")
+    execute(built, change)
+    assert told in (schema.differences(built) or "")
 
 
 def test_an_empty_database_differs(empty: Engine) -> None:
@@ -152,17 +159,17 @@ def test_an_empty_database_differs(empty: Engine) -> None:
     assert "linq-etl db upgrade" in (schema.differences(empty) or "")
 
 
-def test_a_newer_schema_is_refused(engine: Engine) -> None:
+def test_a_newer_schema_is_refused(built: Engine) -> None:
     """A revision that this program does not have is left alone, with exit code 6."""
-    execute(engine, f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'")
+    execute(built, f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'")
     for refused in (
-        lambda: schema.ensure_current(engine, upgrade_allowed=True),
-        lambda: schema.upgrade(engine),
+        lambda: schema.ensure_current(built, upgrade_allowed=True),
+        lambda: schema.upgrade(built),
     ):
         with pytest.raises(SchemaError, match=r"f00d.* newer than this program") as caught:
             refused()
         assert caught.value.exit_code == 6
-    assert schema.current(engine) == "f00d"
+    assert schema.current(built) == "f00d"
 
 
 def test_an_empty_schema_is_upgraded_only_if_allowed(empty: Engine) -> None:
@@ -175,15 +182,15 @@ def test_an_empty_schema_is_upgraded_only_if_allowed(empty: Engine) -> None:
     assert schema.differences(empty) is None
 
 
-def test_an_older_schema_is_upgraded_only_if_allowed(engine: Engine) -> None:
+def test_an_older_schema_is_upgraded_only_if_allowed(built: Engine) -> None:
     """One revision behind is older, or empty where there was only one."""
-    schema.downgrade(engine, "-1")
-    behind = schema.current(engine)
+    schema.downgrade(built, "-1")
+    behind = schema.current(built)
     with pytest.raises(SchemaError, match=r"older|empty"):
-        schema.ensure_current(engine, upgrade_allowed=False)
-    assert schema.current(engine) == behind
-    schema.ensure_current(engine, upgrade_allowed=True)
-    assert schema.differences(engine) is None
+        schema.ensure_current(built, upgrade_allowed=False)
+    assert schema.current(built) == behind
+    schema.ensure_current(built, upgrade_allowed=True)
+    assert schema.differences(built) is None
 
 
 # Together with others
@@ -258,18 +265,18 @@ def test_every_table_and_column_has_a_comment(table: object) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_the_comments_are_in_the_catalog(engine: Engine) -> None:
+def test_the_comments_are_in_the_catalog(built: Engine) -> None:
     """Where the database keeps comments, an analyst's tool shows them all."""
-    catalog = inspect(engine)
+    catalog = inspect(built)
     for name, table in metadata.tables.items():
         assert catalog.get_table_comment(name)["text"] == table.comment
         found = {column["name"]: column["comment"] for column in catalog.get_columns(name)}
         assert found == {column.name: column.comment for column in table.columns}
 
 
-def test_every_constraint_has_its_name(engine: Engine) -> None:
+def test_every_constraint_has_its_name(built: Engine) -> None:
     """A later migration can find each of them, in SQLite too."""
-    catalog = inspect(engine)
+    catalog = inspect(built)
     for table in metadata.tables:
         assert catalog.get_pk_constraint(table)["name"] == f"pk_{table}"
         for key in catalog.get_foreign_keys(table):
@@ -278,9 +285,9 @@ def test_every_constraint_has_its_name(engine: Engine) -> None:
             assert index["name"] == "_".join(["ix", table, *map(str, index["column_names"])])
 
 
-def test_the_obvious_queries_have_an_index(engine: Engine) -> None:
+def test_the_obvious_queries_have_an_index(built: Engine) -> None:
     """Chats by number, participants by phone number, and what changed of late."""
-    catalog = inspect(engine)
+    catalog = inspect(built)
     leading = set()
     for table in metadata.tables:
         keys = [index["column_names"] for index in catalog.get_indexes(table)]

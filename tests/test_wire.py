@@ -272,10 +272,10 @@ def test_joined_at_becomes_utc(written: str, utc: str) -> None:
 @pytest.fixture
 def _far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine whose own time zone is another one."""
-    monkeypatch.setenv("TZ", "XXX-5:45")
-    time.tzset()
-    yield
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-5:45")
+        time.tzset()
+        yield
     time.tzset()
 
 

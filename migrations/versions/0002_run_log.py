@@ -172,6 +172,11 @@ def upgrade() -> None:
             "reason", sa.Text(), comment="Why it is unproved, or why something was withheld."
         ),
         sa.Column(
+            "first_page",
+            sa.BigInteger(),
+            comment="Where a backfill began to read; null for a sync.",
+        ),
+        sa.Column(
             "passes", sa.Integer(), nullable=False, server_default="0", comment="Times it was read."
         ),
         sa.Column(
