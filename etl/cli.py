@@ -128,12 +128,13 @@ def sync(
 
     settings = _load(options)
     plan = Plan(
+        _chosen(settings, chosen),
         all_reached=settings.sync.all_phone_numbers and not chosen,
         prove=prove,
         require_complete=require_complete,
         allow_removals=allow_removals,
     )
-    return _run_job(options, settings, chosen, plan, as_json)
+    return _run_job(options, settings, plan, as_json)
 
 
 @cli.command()
@@ -178,8 +179,9 @@ def backfill(
     api = replace_struct(settings.api, max_requests_per_second=pace)
     if first_page and last_page and first_page > last_page:
         raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
-    plan = Plan(command="backfill", first_page=first_page, last_page=last_page)
-    return _run_job(options, replace(settings, api=api), chosen, plan, as_json)
+    numbers = _chosen(settings, chosen)
+    plan = Plan(numbers, command="backfill", first_page=first_page, last_page=last_page)
+    return _run_job(options, replace(settings, api=api), plan, as_json)
 
 
 @cli.command()
@@ -507,20 +509,22 @@ def _load(options: dict[str, Any], *, offline: bool = False, needs_numbers: bool
     return settings
 
 
-def _run_job(
-    options: dict[str, Any],
-    settings: Config,
-    chosen: Sequence[str],
-    plan: "Plan",
-    as_json: bool,
-) -> int:
-    numbers = _chosen(settings, chosen)
+def _run_job(options: dict[str, Any], settings: Config, plan: "Plan", as_json: bool) -> int:
+    from etl.database import database_clock
+    from etl.linq import Linq
+    from etl.pace import Pace
     from etl.schema import ensure_current
+    from etl.sync import Result
     from etl.sync import sync as run_sync
+
+    async def job(engine: "Engine", report: "Report") -> Result:
+        pace = Pace(settings.api.max_concurrency, settings.api.max_requests_per_second)
+        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
+            return await run_sync(settings, engine, linq, plan=plan, report=report)
 
     with _database(settings) as engine, _watched(options, settings) as report:
         ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
-        result = _run(run_sync(settings, engine, numbers, report, plan))
+        result = _run(job(engine, report))
         report.run_ended(result.record)
     if as_json:
         _print_json(result.record)

@@ -9,8 +9,10 @@ from sqlalchemy import Engine, text
 
 from etl import config, report, schema
 from etl.config import Config, PhoneNumber
-from etl.database import open_database, reading
+from etl.database import database_clock, open_database, reading
+from etl.linq import Linq
 from etl.number import Plan
+from etl.pace import Pace
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync import sync
 
@@ -78,8 +80,10 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
 
 
 async def _sync(settings: Config, engine: Engine, console: Console) -> None:
+    pace = Pace(settings.api.max_concurrency)
     with report.LogReport() as watched:
-        result = await sync(settings, engine, _NUMBERS, watched, Plan())
+        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
+            result = await sync(settings, engine, linq, plan=Plan(_NUMBERS), report=watched)
     console.print(report.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 
 from etl import runs
-from etl.config import Config
+from etl.config import Config, PhoneNumber
 from etl.database import in_transaction
 from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
 from etl.ids import ChatIds
@@ -31,6 +31,7 @@ class Plan:
     only some pages, from `first_page` (1 or, after an interruption, further on) to `last_page`.
     """
 
+    numbers: tuple[PhoneNumber, ...]
     command: str = "sync"
     all_reached: bool = False
     prove: bool = False

@@ -19,7 +19,6 @@ from etl.database import database_clock, in_transaction
 from etl.errors import Busy, ConfigError, DatabaseError, EtlError
 from etl.linq import Line, Linq, Traffic
 from etl.number import NumberSync, Plan, Tools
-from etl.pace import Pace
 from etl.phone import e164_or_none, shortened
 from etl.report import Report
 from etl.runs import Claim, Ending, NumberOutcome, Record
@@ -37,10 +36,8 @@ class Result:
     exit_code: int
 
 
-async def sync(
-    config: Config, engine: Engine, numbers: Sequence[PhoneNumber], report: Report, plan: Plan
-) -> Result:
-    """Sync the numbers, and if the plan says so all others that the token reaches.
+async def sync(config: Config, engine: Engine, linq: Linq, *, plan: Plan, report: Report) -> Result:
+    """Sync the numbers of the plan, and if it says so all others that the token reaches.
 
     Returns when every number has ended, well or not. Raises what ends the whole run: DatabaseError,
     LeaseLost, or, while the numbers are asked for, an error of the API. However it ends, and also
@@ -52,20 +49,18 @@ async def sync(
         engine, lambda c: runs.start(c, plan.command, now=now(), lease_seconds=lease_seconds)
     )
     traffic: dict[str, Traffic] = defaultdict(Traffic)
-    pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-    async with Linq(config.api, pace, now=now) as linq:
-        writer = Writer(engine, run_id, now, traffic)
-        tools = Tools(config, engine, linq, writer, report, run_id, now)
-        job = _Job(tools, plan, traffic)
-        try:
-            await job.run(numbers)
-        except asyncio.CancelledError:
-            await job.close(Ending("interrupted", "interrupted", "ended by a signal"))
-            raise
-        except Exception as error:
-            with suppress(DatabaseError):
-                await job.close(Ending("failed", _kind(error), _sentence(error)))
-            raise
+    writer = Writer(engine, run_id, now, traffic)
+    job = _Job(Tools(config, engine, linq, writer, report, run_id, now), plan, traffic)
+    try:
+        await job.run()
+    except asyncio.CancelledError:
+        await job.close(Ending("interrupted", "interrupted", "ended by a signal"))
+        raise
+    except Exception as error:
+        with suppress(DatabaseError):
+            await job.close(Ending("failed", _kind(error), _sentence(error)))
+        raise
+    else:
         return Result(await job.close(job.ending()), job.errors(), job.exit_code())
 
 
@@ -79,11 +74,11 @@ class _Job:
         self._outcomes: list[NumberOutcome] = []
         self._errors: dict[str, Exception] = {}
 
-    async def run(self, configured: Sequence[PhoneNumber]) -> None:
+    async def run(self) -> None:
         """Sync every number that is free."""
-        numbers = [*configured]
+        numbers = [*self._plan.numbers]
         if self._plan.all_reached:
-            numbers += await self._others(configured)
+            numbers += await self._others()
         claim = await in_transaction(
             self._tools.engine,
             lambda c: runs.claim(c, self._tools.run_id, numbers, self._tools.now()),
@@ -133,14 +128,14 @@ class _Job:
 
         return await in_transaction(self._tools.engine, finish) or {}
 
-    async def _others(self, configured: Sequence[PhoneNumber]) -> list[PhoneNumber]:
+    async def _others(self) -> list[PhoneNumber]:
         token = self._tools.config.token
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
         line = Line(_NO_NUMBER, token, self._traffic[_NO_NUMBER])
         listed = await self._tools.linq.list_phone_numbers(line)
         reached = {e164_or_none(number.phone_number) for number in listed}
-        known = {number.number for number in configured}
+        known = {number.number for number in self._plan.numbers}
         return [
             PhoneNumber(number) for number in sorted(filter(None, reached)) if number not in known
         ]
