@@ -8,10 +8,10 @@ were seen, the pass is consistent: then chats can have come and gone unnoticed o
 for one, between the same two requests. Otherwise the head is read again until nothing can hide in
 it, and the list is walked once more, a few times at most.
 
-The first pass reads pages side by side. A list that was seen to move a lot is then read one page at
-a time, which allows a finer repair: what has been read for certain is the list's front, up to a
-frontier. Where the total shrank, so many rows may have slid over the frontier unread; it is drawn
-back by as many, and the page in which it now lies is read next.
+The first pass reads pages side by side. In the last, or sooner if the list was seen to move a lot,
+it is read one page at a time, which allows a finer repair: what has been read for certain is the
+list's front, up to a frontier. Where the total shrank, so many rows may have slid over the frontier
+unread; it is drawn back by as many, and the page in which it now lies is read next.
 """
 
 import asyncio
@@ -30,6 +30,8 @@ Deliver = Callable[[Page], Awaitable[None]]
 
 # So many pages in a row with nothing new are no moving list but a broken one.
 MAX_PAGES_WITHOUT_NEWS = 100
+# So often a page behind a gap is read again, if a list keeps shrinking there.
+MAX_TIMES_AGAIN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ async def walk(
     """
     passes: list[_Pass] = []
     while not passes or (len(passes) < max_passes and not passes[-1].consistent):
-        calm = not passes or passes[-1].calm
+        calm = not passes or (passes[-1].calm and len(passes) + 1 < max_passes)
         passes.append(_Pass(fetch, deliver, seen))
         await passes[-1].run(width if calm else 1)
     first, last = passes[0], passes[-1]
@@ -129,8 +131,8 @@ class _Pass:
     def doubt(self) -> str:
         if self.total is None:
             return "the API did not say how long the list is"
-        if self.first_total != self.total or not self._steady:
-            return f"the list changed while it was read (total {self.first_total} to {self.total})"
+        if self.first_total != self.total:
+            return f"the list went from {self.first_total} to {self.total} while it was read"
         if self.distinct == self.total:
             return "the list moved while it was read"
         return f"{self.distinct} different chats were seen where the API counts {self.total}"
@@ -165,7 +167,7 @@ class _Pass:
         if width > 1:
             await self._read_side_by_side(width)
         else:
-            await self._read_front(self._per_page, budget=4 * self._last_page + 16)
+            await self._read_front(self._per_page, budget=6 * self._last_page + 16)
         # In a list of two pages, what a change hides has moved to the first, which is read again.
         self._moves += self._news if tail_known else 0
 
@@ -186,22 +188,14 @@ class _Pass:
 
         With `at_least`, only for so many pages, and further while they bring something new.
         """
-        ahead = range(0)  # rows that were read beyond the frontier
+        front = _Front(frontier, self._per_page)
         for _ in range(budget):
-            number = frontier // self._per_page + 1
+            number = front.next_page
             enough = at_least is not None and number > at_least and not self._news
             if number > self._last_page or enough:
                 return
             await self._read(number)
-            frontier = max(frontier - self._lost, 0)
-            ahead = range(ahead.start, max(ahead.stop - self._lost, ahead.start))
-            rows = range((number - 1) * self._per_page, number * self._per_page)
-            if rows.start > frontier:
-                ahead = rows
-            else:
-                frontier = max(frontier, rows.stop)
-                if ahead.start <= frontier:
-                    frontier = max(frontier, ahead.stop)
+            front.advance(number, lost=self._lost, news=self._news)
         self._steady = False
 
     async def _read_head_again(self) -> None:
@@ -262,6 +256,41 @@ class _Pass:
         else:
             # The API did not say, so the first empty page is the end.
             self._last_page = max(self._last_page, page.number + bool(self._ids))
+
+
+class _Front:
+    """How many of the list's first rows have been read for certain.
+
+    A page that is read behind a gap counts as soon as the gap is filled: when as many new ids were
+    found in it as rows had slid into it, or when rows were sliding towards it all the while. If
+    not, something may have pushed them on into that page, which is then read again, up to a bound.
+    """
+
+    def __init__(self, frontier: int, per_page: int) -> None:
+        self._frontier = frontier
+        self._per_page = per_page
+        self._ahead = range(0)  # rows that were read behind a gap
+        self._owed = 0  # new ids that the gap should hold
+        self._again = 0  # times that the page behind it was read again
+
+    @property
+    def next_page(self) -> int:
+        return self._frontier // self._per_page + 1
+
+    def advance(self, number: int, *, lost: int, news: int) -> None:
+        """Note that the page was read: the total had shrunk by `lost`, and `news` ids were new."""
+        rows = range((number - 1) * self._per_page, number * self._per_page)
+        self._frontier = max(self._frontier - lost, 0)
+        if rows.start > self._frontier:
+            self._again = self._again + 1 if rows.start == self._ahead.start else 0
+            self._ahead, self._owed = rows, rows.start - self._frontier
+            return
+        self._frontier = max(self._frontier, rows.stop)
+        self._owed -= news
+        if self._frontier >= self._ahead.start and self._ahead.stop > 0:
+            if self._owed <= 0 or lost or self._again >= MAX_TIMES_AGAIN:
+                self._frontier = max(self._frontier, self._ahead.stop - lost)
+            self._ahead = range(self._ahead.start, 0)
 
 
 async def _prefetch(

@@ -1,6 +1,7 @@
 """Every test's world: a folder of its own, no network, no settings; and databases to work on."""
 
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +87,16 @@ def migrated(postgres_server: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a SQLite file, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "linq.db"
+    opened = open_database(f"sqlite:///{path}")
+    schema.upgrade(opened)
+    opened.dispose()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A database of each kind: a new and empty one, or where a test asks for it, the engine's."""
@@ -99,12 +110,12 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
+def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[Engine]:
     """The database opened, with the schema that the migrations make and no rows."""
+    if database_url.startswith("sqlite"):
+        shutil.copy(migrated_file, tmp_path / "linq.db")
     opened = open_database(database_url)
-    if opened.dialect.name == "sqlite":
-        schema.upgrade(opened)
-    else:
+    if opened.dialect.name == "postgresql":
         with opened.begin() as connection:
             names = ", ".join(metadata.tables)
             connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")

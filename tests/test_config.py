@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from etl.config import Api, Config, Database, Log, PhoneNumber, Sync, Token, is_loopback, load
+from etl.config import (
+    SECTIONS,
+    Api,
+    Config,
+    Database,
+    Log,
+    PhoneNumber,
+    Sync,
+    Token,
+    is_loopback,
+    load,
+)
 from etl.errors import ConfigError
 
 SECRET = "sk-live-4f9aSECRET"
@@ -51,6 +62,7 @@ def test_every_setting_has_a_default_but_the_numbers_and_the_token(load_toml: Lo
             phone_numbers=(PhoneNumber("+13343284472"),),
             all_phone_numbers=False,
             max_passes=3,
+            max_confirmations=2000,
             lease_seconds=60,
         ),
         log=Log(json=False),
@@ -68,6 +80,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         timeout_seconds = 2.5
         max_attempts = 3
         max_concurrency = 2
+        max_requests_per_second = 5
         token_file = "token"
         [database]
         url = "postgresql://etl@db/linq"
@@ -76,6 +89,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         phone_numbers = ["+13343284472"]
         all_phone_numbers = true
         max_passes = 1
+        max_confirmations = 0
         lease_seconds = 10
         [log]
         json = true
@@ -88,6 +102,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             timeout_seconds=2.5,
             max_attempts=3,
             max_concurrency=2,
+            max_requests_per_second=5,
             token_file="token",
         ),
         database=Database(url="postgresql://etl@db/linq", auto_upgrade=False),
@@ -95,6 +110,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             phone_numbers=(PhoneNumber("+13343284472"),),
             all_phone_numbers=True,
             max_passes=1,
+            max_confirmations=0,
             lease_seconds=10,
         ),
         log=Log(json=True),
@@ -128,6 +144,26 @@ def test_no_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     environ = WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": "+13343284472"}
 
     assert load(None, environ).sync.phone_numbers == (PhoneNumber("+13343284472"),)
+
+
+@pytest.mark.parametrize("written", ["+13343284472,", ",+13343284472, ,", " +13343284472 , "])
+def test_a_trailing_comma_is_no_number(load_toml: Loader, written: str) -> None:
+    """Between the commas of the variable there may be nothing."""
+    config = load_toml("", WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": written})
+
+    assert config.sync.phone_numbers == (PhoneNumber("+13343284472"),)
+
+
+def test_commas_alone_are_no_numbers(load_toml: Loader) -> None:
+    """A variable of commas names no number."""
+    (problem,) = problems(load_toml, "", WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": " , "})
+
+    assert problem.startswith("sync.phone_numbers: there is none; ")
+
+
+def test_a_variable_of_the_tests_is_not_a_setting(load_toml: Loader) -> None:
+    """What the tests themselves are told by the environment is no misspelled setting."""
+    assert load_toml(A_NUMBER, WITH_TOKEN | {"LINQ_ETL_TEST_URL": "x"}).api == Api()
 
 
 def test_an_empty_variable_counts_as_unset(load_toml: Loader) -> None:
@@ -166,6 +202,15 @@ def test_a_file_that_is_not_toml(content: bytes, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"linq\.toml: not valid TOML: "):
         load(tmp_path / "linq.toml", WITH_TOKEN)
+
+
+def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """A file that an editor began with a BOM is read as any other."""
+    (tmp_path / "linq.toml").write_bytes(b"\xef\xbb\xbf" + A_NUMBER.encode())
+
+    config = load(tmp_path / "linq.toml", WITH_TOKEN)
+
+    assert config.sync.phone_numbers == (PhoneNumber("+13343284472"),)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -210,26 +255,54 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
     assert sorted(problems(load_toml, text, {"LINQ_ETL_SYNC__ALL_PHONE_NUMBERS": "some"})) == [
         'api.base_url: will not do; write an https URL, e.g. "https://api.linqapp.com" '
         "(http on loopback only)",
-        "api.max_attempts: 21 will not do; write tries per request, a whole number from 1 to 20",
-        "api.max_concurrency: True will not do; write requests at a time, "
+        "api.max_attempts: that will not do; write tries per request, a whole number from 1 to 20",
+        "api.max_concurrency: that will not do; write requests at a time, "
         "a whole number from 1 to 64",
-        "api.per_page: 0 will not do; write a whole number from 1 to 100",
+        "api.per_page: that will not do; write a whole number from 1 to 100",
         "api.per_pages: no such setting; did you mean api.per_page?",
-        "api.timeout_seconds: 'soon' will not do; write seconds for one whole request, 0.1 to 600",
-        "database.auto_upgrade: 'perhaps' will not do; write true or false",
+        "api.timeout_seconds: that will not do; write seconds for one whole request, 0.1 to 600",
+        "database.auto_upgrade: that will not do; write true or false",
         'database.url: will not do; write "sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"',
-        "log.json: 3 will not do; write true or false",
+        "log.json: that will not do; write true or false",
         "numbers: no such section; there are api, database, sync, log",
-        "sync.all_phone_numbers: 'some' will not do; write true or false",
-        "sync.lease_seconds: 5 will not do; write a whole number of seconds from 10 to 3600",
-        "sync.max_passes: 1.5 will not do; write a whole number from 1 to 10",
-        "sync.phone_numbers, entry 1: 'x' is not a phone number; "
+        "sync.all_phone_numbers: that will not do; write true or false",
+        "sync.lease_seconds: that will not do; write a whole number of seconds from 10 to 3600",
+        "sync.max_passes: that will not do; write readings of a moving list: "
+        "a whole number, 1 to 10",
+        "sync.phone_numbers, entry 1: that is not a phone number; "
         "write it with country code, e.g. +13343284472",
         f"sync.phone_numbers, entry 3: {a_number}",
         "sync.phone_numbers, entry 4: token_env names no variable that is set; "
         "put the token for +13125550100 there",
         "there is no token; set $LINQ_INTEGRATION_TOKEN, or api.token_file to a file that holds it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "rate"), [("5", 5), ("0.5", 0.5), ("0.001", 0.001), ("100000", 100_000)]
+)
+def test_a_rate_that_will_do(load_toml: Loader, written: str, rate: float) -> None:
+    """Requests per second are any number within reason, in the file or in the environment."""
+    in_file = load_toml(f"{A_NUMBER}[api]\nmax_requests_per_second = {written}")
+    variable = {"LINQ_ETL_API__MAX_REQUESTS_PER_SECOND": written}
+    in_environment = load_toml(A_NUMBER, WITH_TOKEN | variable)
+
+    assert in_file.api.max_requests_per_second == rate
+    assert in_environment.api.max_requests_per_second == rate
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "1e-300", "100001", "nan", "inf", "-inf", "true"])
+def test_a_rate_that_will_not_do(load_toml: Loader, written: str) -> None:
+    """A rate at which nothing would ever start, or that is no number, is refused."""
+    expected = [
+        "api.max_requests_per_second: that will not do; "
+        "write a number from 0.001 to 100000, or leave it out for no limit"
+    ]
+    in_file = f"{A_NUMBER}[api]\nmax_requests_per_second = {written}"
+    variable = {"LINQ_ETL_API__MAX_REQUESTS_PER_SECOND": written}
+
+    assert problems(load_toml, in_file) == expected
+    assert problems(load_toml, A_NUMBER, WITH_TOKEN | variable) == expected
 
 
 @pytest.mark.parametrize(
@@ -255,10 +328,14 @@ def test_an_unknown_setting_is_answered_by_a_known_one(
         ("LINQ_ETL_DB__URL", "did you mean database.url?"),
         ("LINQ_ETL_CHATS__ORDER", "see config.example.toml"),
         ("LINQ_ETL_SYNC__PHONE_NUMBER", "did you mean sync.phone_numbers?"),
+        ("LINQ_ETL_SYNC_PHONE_NUMBERS", "did you mean sync.phone_numbers?"),
+        ("LINQ_ETL_API_PER_PAGE", "did you mean api.per_page?"),
+        ("LINQ_ETL_TOKEN", "did you mean api.token_file?"),
+        ("LINQ_ETL_INTEGRATION_TOKEN", "see config.example.toml"),
     ],
 )
 def test_an_unknown_variable_is_an_error(load_toml: Loader, variable: str, suggestion: str) -> None:
-    """A misspelled variable is an error too, so that it is not in vain."""
+    """A misspelled variable, as with one underscore, is an error too: it is not in vain."""
     expected = f"{variable}: no such setting; {suggestion}"
 
     assert problems(load_toml, A_NUMBER, WITH_TOKEN | {variable: "1"}) == [expected]
@@ -398,6 +475,22 @@ def test_a_token_file_holds_the_bare_token(
     ]
 
 
+@pytest.mark.parametrize("written", ["two words", "Bearer x", "t\u00f6ken"])
+def test_an_unusable_token_is_one_problem(load_toml: Loader, written: str) -> None:
+    """A token that is there and will not do is not reported as missing as well."""
+    assert problems(load_toml, A_NUMBER, {"LINQ_INTEGRATION_TOKEN": written}) == [
+        "$LINQ_INTEGRATION_TOKEN: holds no usable token; put the bare token there, one line"
+    ]
+
+
+def test_a_number_that_will_not_do_is_one_problem(load_toml: Loader) -> None:
+    """A number that is there and will not do is not reported as missing as well."""
+    assert problems(load_toml, '[sync]\nphone_numbers = ["328-4472"]') == [
+        "sync.phone_numbers, entry 1: that is not a complete phone number; "
+        "write it with country code, e.g. +13343284472"
+    ]
+
+
 def test_a_token_file_is_text(load_toml: Loader, tmp_path: Path) -> None:
     """A file of bytes is no token."""
     (tmp_path / "token").write_bytes(b"\xff\x00")
@@ -430,6 +523,17 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
         (f'[api]\ntoken = "{SECRET}', {}),
         (f'[database]\nurl = "{SECRET}"', {}),
         (f'[database]\nurl = "mysql://root:{SECRET}@db/linq"', {}),
+        *(
+            (f'[{section}]\n{key} = "{SECRET}"', {})
+            for section, struct in SECTIONS.items()
+            for key in struct.__struct_fields__
+        ),
+        *((f'[{section}]\n{SECRET} = "x"', {}) for section in SECTIONS),
+        (f"{SECRET} = 1", {}),
+        (f"[{SECRET}]\nx = 1", {}),
+        (f'[sync]\nphone_numbers = ["{SECRET}"]', {}),
+        (f'[sync]\nphone_numbers = [{{ number = "{SECRET}" }}]', {}),
+        (f'[sync]\nphone_numbers = [{{ {SECRET} = "+13343284472" }}]', {}),
         (f'[sync]\nphone_numbers = "{SECRET}"', {}),
         (f'[sync]\nphone_numbers = [{{ number = "3343284472", token_env = "{SECRET}" }}]', {}),
         (f'[sync]\nphone_numbers = [{{ number = "3343284472", token = "{SECRET}" }}]', {}),
@@ -442,6 +546,11 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
         ("", {"LINQ_ETL_API__TOKEN": SECRET}),
         ("", {"LINQ_ETL_API__BASE_URL": SECRET}),
         ("", {"LINQ_ETL_DATABASE__URL": SECRET}),
+        ("", {"LINQ_ETL_API__PER_PAGE": SECRET}),
+        ("", {"LINQ_ETL_SYNC__PHONE_NUMBERS": f"+13125550100,{SECRET}"}),
+        ("", {"LINQ_ETL_TOKEN": SECRET}),
+        ("", {f"LINQ_ETL_{SECRET}": "x"}),
+        ("", {f"LINQ_ETL_API__{SECRET}": "x"}),
     ],
 )
 def test_a_secret_in_the_wrong_place_is_not_repeated(
@@ -493,6 +602,19 @@ def test_a_base_url_that_will_do(load_toml: Loader, url: str) -> None:
         "https://api.linqapp.com#chats",
         "ftp://api.linqapp.com",
         "file:///etc/passwd",
+        r"https://api.linqapp.com\n",
+        r"https://api.linqapp\n.com",
+        r"https://api.linqapp.com/\t",
+        r"https://api.linqapp.com\u0000",
+        r"https://api.linqapp.com\u00a0",
+        r"https://api.linqapp.com\\@example.com",
+        " https://api.linqapp.com",
+        "https://api.linqapp.com?",
+        "https://api.linqapp.com#",
+        "https://api linqapp.com",
+        "https://api.linqapp.com/a b",
+        "https://:password@api.linqapp.com",
+        "https://@api.linqapp.com",
     ],
 )
 def test_a_base_url_that_will_not_do(load_toml: Loader, url: str) -> None:
@@ -531,6 +653,9 @@ def test_a_database_url_that_will_do(load_toml: Loader, url: str) -> None:
         "postgresql://",
         "postgresql+psycopg2://etl@db/linq",
         "mysql://etl@db/linq",
+        "sqlite:///linq.db?mode=memory",
+        "postgresql://etl@db:port/linq",
+        "postgresql://etl@db:99999/linq",
     ],
 )
 def test_a_database_url_that_will_not_do(load_toml: Loader, url: str) -> None:

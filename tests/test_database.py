@@ -62,12 +62,12 @@ def shut_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 # Files
 
 
-@only_sqlite
-def test_a_new_file_is_its_owners_alone(engine: Engine, tmp_path: Path) -> None:
+def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     """Also what SQLite keeps beside it, whatever the umask allows."""
-    with writing(engine) as connection:
-        connection.execute(insert(chats), chat())
-        kept = {path.name: mode(path) for path in tmp_path.glob("linq.db*")}
+    engine = open_database("sqlite:///linq.db")
+    schema.upgrade(engine)
+    kept = {path.name: mode(path) for path in tmp_path.glob("linq.db*")}
+    engine.dispose()
     assert kept == {"linq.db": 0o600, "linq.db-wal": 0o600, "linq.db-shm": 0o600}
 
 

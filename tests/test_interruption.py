@@ -44,7 +44,14 @@ def sandbox(world: World) -> Iterator[HoldingSandbox]:
 
 
 def short_pages(api: Sandbox, database_url: str, *numbers: str) -> dict[str, str]:
-    return settings(api, database_url, *(numbers or (A,)), LINQ_ETL_API__PER_PAGE="10")
+    """Settings for lists of many pages, which are asked for one after another."""
+    return settings(
+        api,
+        database_url,
+        *(numbers or (A,)),
+        LINQ_ETL_API__PER_PAGE="10",
+        LINQ_ETL_API__MAX_CONCURRENCY="1",
+    )
 
 
 def wait_for_middle(

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
@@ -23,7 +23,7 @@ from etl.errors import ApiThrottled, ApiUnavailable, EtlError, RequestRefused, T
 from etl.linq import MAX_BODY_BYTES, MAX_WAIT_SECONDS, Line, Linq, Traffic
 from etl.pace import Pace
 from etl.sandbox import Faults, Sandbox, build_world
-from etl.wire import Chat, LinqNumber, Page
+from etl.wire import Chat, LinqNumber, Page, Rejected
 
 DATA = Path(__file__).parent / "data"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -74,6 +74,7 @@ class Server(ThreadingTCPServer):
         self.answers: list[Answer | None] = [OK]
         self.asked: list[str] = []
         self.tokens: list[str | None] = []
+        self.cookies: list[str | None] = []
         self.times: list[float] = []
         self.clock: Callable[[], float] = float
         self.closing = threading.Event()
@@ -83,10 +84,11 @@ class Server(ThreadingTCPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def next_answer(self, target: str, token: str | None) -> Answer | None:
+    def next_answer(self, target: str, token: str | None, cookie: str | None) -> Answer | None:
         with self._lock:
             self.asked.append(target)
             self.tokens.append(token)
+            self.cookies.append(cookie)
             self.times.append(self.clock())
             return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
@@ -97,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        answer = self.server.next_answer(self.path, self.headers["X-LINQ-INTEGRATION-TOKEN"])
+        answer = self.server.next_answer(
+            self.path, self.headers["X-LINQ-INTEGRATION-TOKEN"], self.headers["Cookie"]
+        )
         if answer is None:
             self.close_connection = True
             return
@@ -167,6 +171,7 @@ class Caller:
     pace_time: FakeTime = field(default_factory=FakeTime)
     traffic: Traffic = field(default_factory=Traffic)
     token: str = TOKEN
+    now: Callable[[], datetime] = lambda: NOW
 
     def call(self, url: str, request: Callable[[Linq, Line], Awaitable[T]], **settings: Any) -> T:
         """Make this request, or whatever else `request` does with the client."""
@@ -175,7 +180,7 @@ class Caller:
             api = Api(base_url=url, **settings)
             pace = Pace(api.max_concurrency, clock=self.pace_time.clock, sleep=self.pace_time.sleep)
             line = Line(NUMBER, Token(self.token), self.traffic)
-            async with Linq(api, pace, now=lambda: NOW, sleep=self.retry_time.sleep) as linq:
+            async with Linq(api, pace, now=self.now, sleep=self.retry_time.sleep) as linq:
                 return await request(linq, line)
 
         return asyncio.run(run())
@@ -198,7 +203,7 @@ async def list_chats(linq: Linq, line: Line) -> Page:
     return await linq.list_chats(line, 1)
 
 
-async def get_chat(linq: Linq, line: Line) -> Chat | None:
+async def get_chat(linq: Linq, line: Line) -> Chat | Rejected | None:
     return await linq.get_chat(line, 5)
 
 
@@ -237,6 +242,14 @@ def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
     )
 
 
+def test_a_page_is_as_it_was_at_its_last_try(server: Server, caller: Caller) -> None:
+    """A page's time is that of the try that was answered, not of those before it."""
+    server.answers = [error(503, Retry_After="7"), error(503, Retry_After="20"), OK]
+    caller.now = lambda: NOW + timedelta(seconds=caller.retry_time.now)
+
+    assert caller.call(server.url, list_chats).observed_at == NOW + timedelta(seconds=27)
+
+
 @pytest.mark.parametrize("base", ["", "/", "/linq", "/linq/"])
 def test_the_base_url_may_have_a_path(server: Server, caller: Caller, base: str) -> None:
     """The API may live below another path; a slash at its end does not matter."""
@@ -264,6 +277,24 @@ def test_get_chat(server: Server, caller: Caller) -> None:
 
     assert caller.call(server.url, get_chat) == chat(5)
     assert server.asked == [f"{CHATS}/5"]
+
+
+def test_a_chat_that_cannot_be_stored_is_there(server: Server, caller: Caller) -> None:
+    """A chat that cannot be stored is rejected, not asked for again: it is not gone."""
+    server.answers = [Answer(body=b'{"data":{"group":"no","id":5}}')]
+
+    rejected = caller.call(server.url, get_chat)
+
+    assert isinstance(rejected, Rejected)
+    assert (rejected.id, caller.traffic) == (5, Traffic(requests=1))
+
+
+def test_another_chat_is_asked_for_again(server: Server, caller: Caller) -> None:
+    """An answer that holds another chat costs a retry, and is not taken for the one asked for."""
+    server.answers = [Answer(body=b'{"data":{"id":6}}'), Answer(body=b'{"data":{"id":5}}')]
+
+    assert caller.call(server.url, get_chat) == chat(5)
+    assert caller.traffic == Traffic(requests=2, retries=1)
 
 
 def test_a_chat_that_is_gone_is_none(server: Server, caller: Caller) -> None:
@@ -333,6 +364,50 @@ def test_a_wrong_token_costs_one_request(server: Server, caller: Caller) -> None
 
     assert {type(result) for result in results} == {TokenRefused}
     assert len(server.asked) == caller.traffic.requests == 1
+
+
+def test_a_second_wrong_token_costs_one_request(server: Server, caller: Caller) -> None:
+    """Also when another token is read side by side, a new one's first request goes alone."""
+    server.answers = [*[OK] * 8, error(401, "unauthorized")]
+
+    async def two_tokens(linq: Linq, line: Line) -> list[Any]:
+        for page in range(8):
+            await linq.list_chats(line, page + 1)
+        wrong = Line("+13125550100", Token("wrong"), Traffic())
+        calls = [linq.list_chats(wrong, page) for page in range(1, 11)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = caller.call(server.url, two_tokens, max_concurrency=8)
+
+    assert {type(result) for result in results} == {TokenRefused}
+    assert server.tokens == [*[TOKEN] * 8, "wrong"]
+
+
+def test_a_first_request_that_fails_lets_the_others_go(server: Server, caller: Caller) -> None:
+    """A token whose first request was answered by an error is not waited for any longer."""
+    server.answers = [error(503), OK]
+
+    async def three_calls(linq: Linq, line: Line) -> list[Page]:
+        return await asyncio.gather(*(linq.list_chats(line, 1) for _ in range(3)))
+
+    pages = caller.call(server.url, three_calls)
+
+    assert [page.chats for page in pages] == [(chat(1),)] * 3
+    assert caller.traffic == Traffic(requests=4, retries=1)
+
+
+def test_cookies_are_not_sent_back(server: Server, caller: Caller) -> None:
+    """What one token's answer sets is in no later request, of whichever token."""
+    server.answers = [Answer(headers={"Set-Cookie": f"session={TOKEN}; Path=/"})]
+
+    async def two_tokens(linq: Linq, line: Line) -> None:
+        await linq.list_chats(line, 1)
+        await linq.list_chats(line, 2)
+        await linq.list_chats(Line(NUMBER, Token("other"), line.traffic), 1)
+
+    caller.call(server.url, two_tokens)
+
+    assert server.cookies == [None, None, None]
 
 
 def test_a_wrong_token_leaves_the_others(server: Server, caller: Caller) -> None:
@@ -409,7 +484,7 @@ def test_what_may_pass_is_tried_again(
 @pytest.mark.parametrize(
     ("failure", "request_"),
     [
-        (Answer(200, b'{"data":{"id":"5"}}'), get_chat),
+        (Answer(200, b'{"data":{"id":6}}'), get_chat),
         (Answer(200, b'{"data":[]}'), list_phone_numbers),
     ],
 )
@@ -526,6 +601,21 @@ def test_a_throttle_pauses_every_call(server: Server, caller: Caller) -> None:
     caller.call(server.url, three_calls)
 
     assert server.times == [0, 7, 7, 7]
+
+
+def test_the_last_throttle_pauses_the_others(server: Server, caller: Caller) -> None:
+    """Who gives up after a 429 still passes on the time that the API asked for."""
+    server.answers = [error(429, Retry_After="7"), OK]
+    server.clock = caller.pace_time.clock
+
+    async def three_calls(linq: Linq, line: Line) -> list[Any]:
+        calls = [linq.list_chats(line, 1) for _ in range(3)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = caller.call(server.url, three_calls, max_attempts=1)
+
+    assert [type(result) for result in results] == [ApiThrottled, Page, Page]
+    assert server.times == [0, 7, 7]
 
 
 def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:

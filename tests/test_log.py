@@ -62,6 +62,44 @@ def test_a_text_line_holds_the_event_and_its_fields(capsys: pytest.CaptureFixtur
     assert rest == "warning throttled number=…4472 seconds=0\n"
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (
+            "a\n2026-01-02T03:04:05.000+00:00 error crash",
+            r'"a\n2026-01-02T03:04:05.000+00:00 error crash"',
+        ),
+        ("a\r\x1b[2J", r'"a\r\u001b[2J"'),
+        ("a pages=5", '"a pages=5"'),
+        ("pages=5", '"pages=5"'),
+        ('say "no"', r'"say \"no\""'),
+        ("Zoë", "Zoë"),
+        ("", ""),
+    ],
+)
+def test_a_value_cannot_pass_for_another_line_or_field(
+    capsys: pytest.CaptureFixture[str], value: str, written: str
+) -> None:
+    """As text, a value that could be misread is in quotes, on the one line of its event."""
+    log.configure(as_json=False, quiet=False)
+
+    log.info("page stored", name=value)
+
+    _, rest = capsys.readouterr().err.split(" ", 1)
+    assert rest == f"info page stored name={written}\n"
+
+
+def test_a_field_does_not_replace_what_every_line_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON, time, level and event are the line's own, whatever the fields are called."""
+    log.configure(as_json=True, quiet=False)
+
+    log.info("page stored", time="never", level="error", page=3)
+
+    line = json.loads(capsys.readouterr().err)
+    assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
+    assert line == {"level": "info", "event": "page stored", "page": 3}
+
+
 def test_quiet_leaves_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
     """If quiet, only errors are written."""
     log.configure(as_json=True, quiet=True)

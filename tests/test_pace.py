@@ -162,6 +162,46 @@ def test_the_longest_pause_counts() -> None:
     assert workers.starts == [30]
 
 
+def test_starts_are_spaced_after_a_pause() -> None:
+    """Those who waited for a pause to end do not start all at once after it."""
+    workers = Workers(8, max_per_second=2)
+    workers.warm_up()
+
+    workers.time.run(
+        *(workers.work() for _ in range(4)),
+        workers.throttle(10),
+    )
+
+    assert workers.starts == [0, 10, 10.5, 11]
+
+
+def test_throttles_of_one_moment_are_one() -> None:
+    """Also with nothing to wait for, the same news from several requests halves the limit once."""
+    workers = Workers(8)
+    workers.warm_up()
+
+    workers.time.run(
+        *(workers.throttle(0) for _ in range(8)),
+        *(workers.work(answered=False) for _ in range(8)),
+    )
+
+    at_once = [start for start in workers.starts if start < 1]
+    assert len(at_once) == 4
+
+
+def test_throttles_of_two_moments_are_two() -> None:
+    """A throttle with nothing to wait for counts again a moment later."""
+    workers = Workers(8)
+    workers.warm_up()
+
+    workers.time.run(
+        *(workers.at(step, workers.throttle(0)) for step in range(2)),
+        *(workers.at(10, workers.work(answered=False)) for _ in range(4)),
+    )
+
+    assert workers.starts == [10, 10, 11, 11]
+
+
 def test_a_throttle_halves_the_limit_once_a_pause() -> None:
     """The same news from several requests halves the limit once, and it grows slowly again."""
     workers = Workers(8)

@@ -302,26 +302,28 @@ def test_a_bare_id_is_a_chat(save: Save, rows: Rows) -> None:
 # Text, numbers and times as they come
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "👩\u200d👩\u200d👧\u200d👦 Café \u202e 中文 \U0001f9ff",
+def test_text_is_stored_verbatim(save: Save, rows: Rows) -> None:
+    """Each character, in both tables and in what is kept of unknown fields."""
+    texts = [
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467 Café \u202e 中文 \U0001f9ff",
         "x" * 100_000,
         "'; DROP TABLE chats; --\\N\t\r\n\"{}\x7f\x01",
         "NULL",
         "12345678901234567890",
         "true",
-    ],
-    ids=["emoji", "long", "quotes", "null", "digits", "true"],
-)
-def test_text_is_stored_verbatim(save: Save, rows: Rows, name: str) -> None:
-    """Each character, in both tables and in what is kept of unknown fields."""
-    told = chat(display_name=name, service=name, mood=name, chat_handles=[handle(service=name)])
-    save(listing(told))
-    assert rows(chats) == [chat_row(display_name=name, service=name, extra={"mood": name})]
-    assert rows(chat_handles) == [handle_row(service=name)]
-    again = save(listing(told, at=minute(1)))
-    assert again[A]["chats_unchanged"] == 1
+        " ",
+    ]
+    told = [
+        chat(id, display_name=text, service=text, mood=text, chat_handles=[handle(service=text)])
+        for id, text in enumerate(texts)  # noqa: A001
+    ]
+    save(listing(*told))
+    assert rows(chats) == [
+        chat_row(id, display_name=text, service=text, extra={"mood": text})
+        for id, text in enumerate(texts)  # noqa: A001
+    ]
+    assert [row["service"] for row in rows(chat_handles)] == texts
+    assert save(listing(*told, at=minute(1)))[A]["chats_unchanged"] == len(texts)
 
 
 def test_a_long_address_is_stored(save: Save, rows: Rows) -> None:
@@ -341,38 +343,47 @@ def test_text_that_no_database_holds_is_cleaned_and_counted(save: Save, rows: Ro
     assert save(listing(told, at=minute(1)))[A]["chats_unchanged"] == 1
 
 
-@pytest.mark.parametrize("id", [BIGGEST, SMALLEST, 0, -1, 2**53 + 1])
-def test_numbers_have_64_bits(save: Save, rows: Rows, id: int) -> None:  # noqa: A002
+def test_numbers_have_64_bits(save: Save, rows: Rows) -> None:
     """Ids and counts are exact to the last digit."""
-    save(listing(chat(id, message_count=id, chat_handles=[without(handle(), "id") | {"id": id}])))
-    assert [(r["id"], r["message_count"]) for r in rows(chats)] == [(id, id)]
-    assert [(r["chat_id"], r["id"]) for r in rows(chat_handles)] == [(id, id)]
-    assert [(r["phone_number"], r["chat_id"]) for r in rows(chat_phone_numbers)] == [(A, id)]
+    ids = [SMALLEST, -1, 0, 2**53 + 1, BIGGEST]
+    save(listing(*(chat(n, message_count=n, chat_handles=[{"id": n}]) for n in ids)))
+    assert [(row["id"], row["message_count"]) for row in rows(chats)] == [(n, n) for n in ids]
+    assert [(row["chat_id"], row["id"]) for row in rows(chat_handles)] == [(n, n) for n in ids]
+    assert rows(chat_phone_numbers) == [link_row(chat_id=n) for n in ids]
 
 
-@pytest.mark.parametrize(
-    ("text", "joined_at"),
-    [
-        ("2025-05-21T15:30:00.000-05:00", JOINED),
-        ("2025-05-22T02:00:00.000+05:30", JOINED),
-        ("2025-05-21T20:30:00Z", JOINED),
-        ("2025-05-21T20:30:00", JOINED),
-        ("2025-05-21T20:30:00.123456+00:00", JOINED.replace(microsecond=123456)),
-        ("2025-05-21T20:30:00.1Z", JOINED.replace(microsecond=100000)),
-        ("1969-12-31T23:59:59.999999Z", datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
-        ("9999-12-31T23:59:59.999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
-        ("0999-01-01T00:00:00Z", datetime(999, 1, 1, tzinfo=UTC)),
-    ],
-)
-def test_times_are_utc_to_the_microsecond(
-    save: Save, rows: Rows, text: str, joined_at: datetime
-) -> None:
+def test_times_are_utc_to_the_microsecond(save: Save, rows: Rows) -> None:
     """Whatever the offset and fraction; the same instant written otherwise is no change."""
-    save(listing(chat(chat_handles=[handle(joined_at=text)])))
-    assert rows(chat_handles) == [handle_row(joined_at=joined_at)]
-    same = joined_at.isoformat()
-    again = save(listing(chat(chat_handles=[handle(joined_at=same)]), at=minute(1)))
-    assert again[A]["handles_updated"] == 0
+    told = {
+        "2025-05-21T15:30:00.000-05:00": JOINED,
+        "2025-05-22T02:00:00.000+05:30": JOINED,
+        "2025-05-21T20:30:00Z": JOINED,
+        "2025-05-21T20:30:00": JOINED,
+        "2025-05-21T20:30:00.123456+00:00": JOINED.replace(microsecond=123456),
+        "2025-05-21T20:30:00.1Z": JOINED.replace(microsecond=100000),
+        "1969-12-31T23:59:59.999999Z": datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        "9999-12-31T23:59:59.999999Z": datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
+        "0999-01-01T00:00:00Z": datetime(999, 1, 1, tzinfo=UTC),
+    }
+    as_told = [handle(number, joined_at=text) for number, text in enumerate(told)]
+    save(listing(chat(chat_handles=as_told)))
+    assert rows(chat_handles) == [
+        handle_row(id=number, joined_at=instant) for number, instant in enumerate(told.values())
+    ]
+    as_utc = [handle(number, joined_at=at.isoformat()) for number, at in enumerate(told.values())]
+    again = save(listing(chat(chat_handles=as_utc), at=minute(1)))
+    assert again == {A: counts(chats_unchanged=1)}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_times_in_sqlite_sort_as_text(engine: Engine, save: Save) -> None:
+    """All are written alike, so that comparing them needs no function."""
+    save(listing(chat(chat_handles=[handle(joined_at="2025-05-21T20:30:00.5Z")])))
+    columns = "changed_at, first_seen_at, joined_at"
+    with engine.connect() as connection:
+        written = connection.exec_driver_sql(f"SELECT {columns} FROM chat_handles").one()
+    noon = "2025-06-01 12:00:00.000000"
+    assert tuple(written) == (noon, noon, "2025-05-21 20:30:00.500000")
 
 
 def test_unknown_fields_compare_by_value(save: Save, rows: Rows) -> None:
@@ -676,16 +687,16 @@ def test_a_batch_reads_its_own_rows_in_postgresql(engine: Engine, save: Save, ru
     load(save, 2_000)
     touched = table("pg_stat_xact_user_tables", column("relname"), schema="pg_catalog")
     sums = func.sum(column("seq_tup_read")), func.sum(column("idx_tup_fetch"))
-    of_data = touched.c.relname.in_([t.name for t in DATA])
+    query = select(*sums).select_from(touched).where(touched.c.relname.in_([t.name for t in DATA]))
     for first, at in ((0, minute(1)), (1000, minute(2))):
         with writing(engine) as connection:
             # As if each page of a table were a thousand.
             connection.exec_driver_sql("SET LOCAL seq_page_cost = 1000")
-            store(connection, mixed_batch(first, at), run_id=run_id, now=EVENING)
-            query = select(*sums).select_from(touched).where(of_data)
             read_through, read_by_key = connection.execute(query).one()
-        assert read_through == 0
-        assert read_by_key < 20 * 400
+            store(connection, mixed_batch(first, at), run_id=run_id, now=EVENING)
+            more_through, more_by_key = connection.execute(query).one()
+        assert more_through == read_through
+        assert more_by_key - read_by_key < 10 * 400
         with engine.begin() as connection:
             connection.exec_driver_sql("ANALYZE")
 
@@ -857,7 +868,7 @@ def test_any_sequence_of_batches_leaves_what_a_plain_model_has(
 ) -> None:
     """Whatever is told in whatever order, all rows of all tables are as the rules say."""
 
-    @settings(max_examples=100 if engine.dialect.name == "sqlite" else 25, phases=WITHOUT_EXPLAIN)
+    @settings(max_examples=75 if engine.dialect.name == "sqlite" else 20, phases=WITHOUT_EXPLAIN)
     @given(HISTORIES)
     def check(history: list[Any]) -> None:
         model = Model()

@@ -187,6 +187,7 @@ def test_a_bad_handle_rejects_its_chat() -> None:
         ('{"id":null}', None, "Expected `int`, got `null` - at `$.id`"),
         ('{"id":"1"}', None, "Expected `int`, got `str` - at `$.id`"),
         ('{"id":1.5}', None, "Expected `int`, got `float` - at `$.id`"),
+        ('{"id":true}', None, "Expected `int`, got `bool` - at `$.id`"),
         ('{"display_name":5,"id":1}', 1, "Expected `str | null`, got `int` - at `$.display_name`"),
         ('{"group":"no","id":1}', 1, "Expected `bool | null`, got `str` - at `$.group`"),
         ('{"id":1,"service":{}}', 1, "Expected `str | null`, got `object` - at `$.service`"),
@@ -311,6 +312,14 @@ def test_what_is_no_time_rejects_its_chat(written: str) -> None:
     assert (rejected.id, rejected.payload) == (1, item)
 
 
+@pytest.mark.parametrize("written", ["", "call +13125550100", "2025-02-30T00:00:00Z"])
+def test_a_reason_does_not_repeat_the_text(written: str) -> None:
+    """What stands in a time's place may be people's text: the reason only says that it is none."""
+    rejected = only_rejected(f'{{"id":1,"chat_handles":[{{"id":2,"joined_at":"{written}"}}]}}')
+
+    assert rejected.reason == "joined_at is not a time"
+
+
 def test_names_are_any_text() -> None:
     """Emoji, control characters and very long names come through unchanged."""
     name = "👩‍👩‍👧‍👦 Zoë\u200f\n\t\x7f\u2028\uffff " + "x" * 100_000
@@ -404,6 +413,24 @@ def test_a_bad_number_does_not_spoil_its_page() -> None:
     ]
 
 
+@pytest.mark.parametrize("sign", ["", "-"])
+@pytest.mark.parametrize("field", ["id", "message_count"])
+def test_a_very_long_integer_does_not_spoil_its_page(field: str, sign: str) -> None:
+    """An integer of more digits than are parsed rejects that record alone, and is kept as text."""
+    long = sign + "1" * 5000
+    found = read(f'[{{"id":1}},{{"{field}":{long}}},{{"id":3}}]')
+
+    assert found.chats == (chat(1), chat(3))
+    assert [rejected.payload for rejected in found.rejected] == [f'{{"{field}":"{long}"}}']
+
+
+def test_a_very_long_integer_is_kept() -> None:
+    """In a field that this version does not know, it is kept as text."""
+    long = "1" * 5000
+
+    assert only_chat(f'{{"id":1,"x":{long}}}').extra == f'{{"x":"{long}"}}'
+
+
 def test_nesting_is_kept() -> None:
     """An unknown field may be nested deeply."""
     nested = "[" * 300 + "]" * 300
@@ -416,6 +443,16 @@ def test_nesting_without_an_end_is_no_answer(body: bytes) -> None:
     """Nesting that no parser takes is an answer that is none, not a crash."""
     with pytest.raises(BadAnswer, match=NO_JSON):
         page(body, 1, NOW)
+
+
+@pytest.mark.parametrize("odd", [r'"\u0000"', "NaN", "1e400", "1" * 5000])
+@pytest.mark.parametrize("depth", [700, 900, 1100, 5000])
+def test_deep_nesting_with_an_odd_value_is_no_answer(depth: int, odd: str) -> None:
+    """A value that has to be changed, nested more deeply than can be, is no crash either."""
+    nested = "[" * depth + odd + "]" * depth
+
+    with pytest.raises(BadAnswer):
+        read(f'[{{"id":1,"x":{nested}}}]')
 
 
 def test_a_byte_order_mark_is_skipped() -> None:
@@ -486,10 +523,15 @@ def test_another_page_is_no_answer(asked: int) -> None:
         ({"total_pages": None}, (25, 65, 3)),
         ({"total_pages": 2}, (25, 65, 3)),
         ({"total_pages": 9}, (25, 65, 9)),
-        ({"per_page": None}, (2, 65, 3)),
+        ({"total_pages": 99}, (25, 65, 65)),
+        ({"per_page": None}, (2, 65, 33)),
         ({"per_page": 10}, (10, 65, 7)),
         ({"total_count": 1, "total_pages": 1}, (25, 1, 1)),
-        ({"total_count": None}, (25, None, None)),
+        ({"total_count": None}, (25, None, 3)),
+        ({"total_count": None, "per_page": None}, (2, None, 3)),
+        ({"total_count": None, "total_pages": None}, (25, None, None)),
+        ({"total_count": None, "total_pages": 0}, (25, None, None)),
+        ({"total_pages": 0}, (25, None, None)),
         ({"total_count": 0}, (25, None, None)),
         ({"total_count": 0, "total_pages": 0}, (25, None, None)),
     ],
@@ -497,7 +539,7 @@ def test_another_page_is_no_answer(asked: int) -> None:
 def test_the_extent_of_the_list(
     fields: dict[str, Any], extent: tuple[int, int | None, int | None]
 ) -> None:
-    """`meta` tells page size, length and last page; the larger of two last pages; or nothing."""
+    """`meta` tells page size, length and last page: the larger of two, but none without a row."""
     found = read('[{"id":1},{"id":2}]', meta(**fields))
 
     assert (found.per_page, found.total_count, found.last_page) == extent
@@ -526,11 +568,32 @@ def test_an_empty_list() -> None:
     assert (found.total_count, found.last_page, found.ids) == (0, 1, [])
 
 
+@pytest.mark.parametrize(
+    ("fields", "total"),
+    [
+        ({"total_pages": 1, "total_count": 0}, 0),
+        ({"total_pages": None, "total_count": 0}, 0),
+        ({"total_pages": 0, "total_count": None}, None),
+    ],
+)
+def test_an_empty_list_by_one_word(fields: dict[str, Any], total: int | None) -> None:
+    """Either the length or the number of pages is enough to say that the list is empty."""
+    found = read("[]", meta(**fields))
+
+    assert (found.total_count, found.last_page, found.ids) == (total, 1, [])
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_empty_page_before_the_end_is_no_answer(number: int) -> None:
     """No rows where `meta` says that there are some is not the end of the list."""
     with pytest.raises(BadAnswer, match=f"^an empty page {number} of 3$"):
         read("[]", meta(page=number), number=number)
+
+
+def test_an_empty_page_before_the_last_is_no_answer() -> None:
+    """The number of pages alone is enough to know that there should be rows."""
+    with pytest.raises(BadAnswer, match=r"^an empty page 2 of 3$"):
+        read("[]", meta(page=2, total_count=None), number=2)
 
 
 def test_an_empty_page_beyond_the_end() -> None:
@@ -544,16 +607,35 @@ def test_a_single_chat() -> None:
     """Get Chat's answer is the chat, cleaned as in a list."""
     body = rb'{"data":{"id":5,"display_name":"a\u0000","pinned":1}}'
 
-    assert single_chat(body) == chat(5, display_name="a\ufffd", extra='{"pinned":1}')
+    assert single_chat(body, 5) == chat(5, display_name="a\ufffd", extra='{"pinned":1}')
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b'{"id":5}', b'{"data":null}', b'{"data":[]}', b'{"data":{"id":"5"}}']
+    ("data", "chat_id", "reason"),
+    [
+        ('{"group":"no","id":5}', 5, "Expected `bool | null`, got `str` - at `$.group`"),
+        ('{"id":"5"}', None, "Expected `int`, got `str` - at `$.id`"),
+    ],
 )
+def test_a_single_chat_that_cannot_be_stored(data: str, chat_id: int | None, reason: str) -> None:
+    """A chat that Get Chat tells and that cannot be stored is there, and rejected as in a list."""
+    rejected = single_chat(f'{{"data":{data}}}'.encode(), 5)
+
+    assert rejected == Rejected(chat_id, reason, data)
+
+
+@pytest.mark.parametrize("data", ['{"id":6}', '{"id":6,"group":"no"}'])
+def test_another_chat_is_no_answer(data: str) -> None:
+    """An answer for another chat, stored or rejected, is not taken for the one asked for."""
+    with pytest.raises(BadAnswer, match=r"^an answer for another chat$"):
+        single_chat(f'{{"data":{data}}}'.encode(), 5)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"id":5}', b'{"data":null}', b'{"data":[]}'])
 def test_what_is_no_single_chat(body: bytes) -> None:
     """Anything else is no answer to Get Chat."""
     with pytest.raises(BadAnswer):
-        single_chat(body)
+        single_chat(body, 5)
 
 
 def test_phone_numbers() -> None:
@@ -581,9 +663,29 @@ def test_the_code_of_an_error() -> None:
 @pytest.mark.parametrize(
     "body",
     [
+        b'\xef\xbb\xbf{"errors":[{"code":"not_found"}]}',
+        b'{"errors":[{"code":"not_found"},"text",null,{"code":5}]}',
+        b'{"errors":[{"code":"not_found","status":NaN,"title":"\xff"}],"status":1e400}',
+    ],
+)
+def test_the_code_of_an_odd_error(body: bytes) -> None:
+    """A BOM, other entries of any shape and odd values do not hide the first error's code."""
+    assert error_code(body) == "not_found"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         b"",
         b"<html>",
         b"\xff",
+        b"null",
+        b"5",
+        b'"errors"',
+        b'{"errors":"code"}',
+        b'{"errors":{"code":"not_found"}}',
+        b'{"errors":["code",{"code":"not_found"}]}',
+        b'{"errors":[{"code":["not_found"]}]}',
         b"[" * 100_000,
         b"{}",
         b'{"errors":[]}',
