@@ -12,8 +12,8 @@ from etl import config, schema
 from etl.config import Config, Token
 from etl.database import describe, open_database, reading
 from etl.errors import ConfigError, EtlError
-from etl.linq import Line, Linq, Traffic
-from etl.pace import Pace
+from etl.linq import Line, Linq
+from etl.pace import Pace, Traffic
 from etl.phone import e164_or_none, shortened
 
 

@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import structs
 
 from etl import __version__, config, log
 from etl.config import Config, PhoneNumber
@@ -40,7 +43,7 @@ class Duration(click.ParamType[timedelta]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
         match = re.fullmatch(r"(\d+)([smhd])", value)
-        if not match:
+        if not match or len(match[1]) > 6:
             self.fail(f"{value!r} is no time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
         return timedelta(**{self._UNITS[match[2]]: int(match[1])})
 
@@ -77,6 +80,7 @@ def main() -> None:
     """Run the command line; the process ends with a documented exit code."""
     try:
         code = cli.main(standalone_mode=False, prog_name="linq-etl")
+        sys.stdout.flush()
     except EtlError as error:
         _complain(str(error))
         code = error.exit_code
@@ -88,6 +92,10 @@ def main() -> None:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 0  # Whoever read our output has seen enough.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # else its end complains
+    except OSError as error:
+        _complain(f"the output cannot be written: {error.strerror}")
+        code = EtlError.exit_code
     except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
         log.crash(error)
         _complain(f"unexpected error ({type(error).__name__}); please report it with the log above")
@@ -124,9 +132,9 @@ def sync(
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
     """
+    settings = _load(options)
     from etl.number import Plan
 
-    settings = _load(options)
     plan = Plan(
         _chosen(settings, chosen),
         all_reached=settings.sync.all_phone_numbers and not chosen,
@@ -168,15 +176,11 @@ def backfill(
       linq-etl backfill --phone-number +13343284472
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
-    from dataclasses import replace
-
-    from msgspec.structs import replace as replace_struct
-
+    settings = _load(options)
     from etl.number import Plan
 
-    settings = _load(options)
     pace = max_rps or settings.api.max_requests_per_second or BACKFILL_RPS
-    api = replace_struct(settings.api, max_requests_per_second=pace)
+    api = structs.replace(settings.api, max_requests_per_second=pace)
     if first_page and last_page and first_page > last_page:
         raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
     numbers = _chosen(settings, chosen)
@@ -185,7 +189,13 @@ def backfill(
 
 
 @cli.command()
-@click.option("--sample", type=click.IntRange(1, 100_000), default=300, show_default=True)
+@click.option(
+    "--sample",
+    type=click.IntRange(1, 100_000),
+    default=300,
+    show_default=True,
+    help="How many chats.",
+)
 @json_option
 @click.pass_obj
 def verify(options: dict[str, Any], sample: int, as_json: bool) -> int:
@@ -215,8 +225,10 @@ def verify(options: dict[str, Any], sample: int, as_json: bool) -> int:
 
 
 @cli.command("runs")
-@click.argument("run_id", type=int, required=False)
-@click.option("--limit", default=20, show_default=True, help="How many runs.")
+@click.argument("run_id", type=click.IntRange(1, 2**63 - 1), required=False)
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many runs."
+)
 @json_option
 @click.pass_obj
 def show_runs(options: dict[str, Any], run_id: int | None, limit: int, as_json: bool) -> None:
@@ -562,8 +574,8 @@ def _database(
         _ensure_file(settings.database.url)
     engine = open_database(settings.database.url)
     try:
-        if existing and not empty and schema.current(engine) is None:
-            raise SchemaError("the database has no tables yet; run `linq-etl sync` first")
+        if existing and not empty:
+            schema.ensure_current(engine, upgrade_allowed=False)
         yield engine
     finally:
         engine.dispose()

@@ -130,7 +130,7 @@ def load(
     problems: list[str] = []
     values = _sections(raw, _env_settings(environ, problems), problems)
     entries = values["sync"].pop("phone_numbers", [])
-    numbers = tuple(_phone_numbers(entries, environ, problems))
+    numbers = tuple(_phone_numbers(entries, environ if needs_token else None, problems))
     config = Config(
         api=Api(**values["api"]),
         database=Database(**values["database"]),
@@ -140,7 +140,7 @@ def load(
     )
     problems.extend(_url_problems(config))
     if needs_token:
-        problems.extend(_token_problems(config))
+        problems.extend(_token_problems(config, entries))
     if needs_numbers and not entries:
         problems.extend(_number_problems(config))
     if problems:
@@ -159,8 +159,12 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
         if named:
             raise ConfigError(f"{file}: no such file; copy config.example.toml there") from None
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        # Only where it is: the parser's words may repeat a token that stands in the wrong place.
+        where = re.search(r"line \d+, column \d+|end of document", str(error))
+        raise ConfigError(f"{file}: not valid TOML{f', {where[0]}' if where else ''}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{file}: not valid TOML: text in UTF-8, with sane numbers") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -234,8 +238,9 @@ _NUMBER_KEYS = {"number", "label", "token_env"}
 
 
 def _phone_numbers(
-    entries: Any, environ: Mapping[str, str], problems: list[str]
+    entries: Any, environ: Mapping[str, str] | None, problems: list[str]
 ) -> Iterator[PhoneNumber]:
+    """The numbers, with their own tokens unless there is no `environ` to take them from."""
     if not isinstance(entries, list):
         problems.append('sync.phone_numbers: write a list, e.g. ["+13343284472"]')
         return
@@ -256,7 +261,7 @@ def _phone_numbers(
             yield phone_number
 
 
-def _phone_number(entry: Any, environ: Mapping[str, str]) -> PhoneNumber:
+def _phone_number(entry: Any, environ: Mapping[str, str] | None) -> PhoneNumber:
     table = {"number": entry} if isinstance(entry, str) else entry
     if (
         not isinstance(table, dict)
@@ -269,11 +274,12 @@ def _phone_number(entry: Any, environ: Mapping[str, str]) -> PhoneNumber:
             'token_env = "LINQ_TOKEN_SUPPORT" }'
         )
     number, variable = to_e164(table["number"]), table.get("token_env")
-    if variable and not environ.get(variable):
-        raise ValueError(
-            f"token_env names no variable that is set; put the token for {number} there"
-        )
-    token = _token(environ[variable], "token_env") if variable else None
+    token = None
+    if variable and environ is not None:
+        if not environ.get(variable):
+            fix = f"put the token for {number} there"
+            raise ValueError(f"token_env names no variable that is set; {fix}")
+        token = _token(environ[variable], "token_env")
     return PhoneNumber(number, table.get("label"), token)
 
 
@@ -304,10 +310,11 @@ def _token(text: str, source: str) -> Token:
     return Token(value)
 
 
-def _token_problems(config: Config) -> Iterable[str]:
-    own = [phone_number.token for phone_number in config.sync.phone_numbers]
-    covered = own and all(own) and not config.sync.all_phone_numbers
-    if not (config.token or covered or config.api.token_file):
+def _token_problems(config: Config, entries: Any) -> Iterable[str]:
+    # Of an entry that is wrong it is not known whether it has a token of its own.
+    numbers = config.sync.phone_numbers
+    needed = config.sync.all_phone_numbers or not entries or not all(n.token for n in numbers)
+    if needed and not (config.token or config.api.token_file):
         yield f"there is no token; set ${TOKEN_ENV}, or api.token_file to a file that holds it"
 
 
@@ -340,7 +347,7 @@ def _is_base_url(url: str) -> bool:
         parts.port  # noqa: B018  # raises ValueError where it is not a number
     except ValueError:
         return False
-    if not url.isprintable():
+    if not url.isprintable() or len(url) > 2000:
         return False
     if not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.hostname or "") or set(url) & set("?#@ "):
         return False

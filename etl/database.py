@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -113,7 +114,8 @@ def database_clock(engine: Engine) -> Callable[[], datetime]:
 
 def describe(engine: Engine) -> str:
     """The database's URL as it may be shown: without a password."""
-    return engine.url.render_as_string(hide_password=True)
+    # Its query is left out because it can hold a password too.
+    return engine.url.set(query={}).render_as_string(hide_password=True)
 
 
 def _now() -> datetime:
@@ -154,32 +156,39 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
 def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, psycopg.Error) as error:  # COPY speaks to the driver itself
         raise DatabaseError(f"{_reason(error)} ({describe(engine)})") from error
 
 
-def _reason(error: SQLAlchemyError) -> str:
+def _reason(error: Exception) -> str:
     """One line for the operator; only operational messages are sure to hold no data."""
-    if not isinstance(error, DBAPIError):
-        return f"the database failed: {type(error).__name__}"
-    state = getattr(error.orig, "sqlstate", None)
-    if not isinstance(error, OperationalError):
-        return (
-            f"the database refused a statement: {type(error.orig).__name__} {state or ''}".rstrip()
-        )
-    message = str(error.orig).strip().splitlines()[0]
-    return f"the database is unavailable: {message}{_advice(message, state)}"
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    name = getattr(cause, "sqlite_errorname", "")
+    operational = isinstance(error, (OperationalError, psycopg.OperationalError))
+    operational = operational or name in _SQLITE_FILE_ERRORS
+    if not operational and state not in _ADVICE:
+        return f"the database refused a statement: {type(cause).__name__} {state or ''}".rstrip()
+    message = str(cause).strip().splitlines()[0]
+    return f"the database is unavailable: {message}; {_ADVICE.get(state or name, _ADVICE[''])}"
 
 
-def _advice(message: str, state: str | None) -> str:
-    if "database is locked" in message or state == "55P03":
-        return (
-            f"; another program has held it for more than {BUSY_SECONDS} s: wait for it or end it"
-        )
-    if "full" in message or state == "53100":
-        return "; make room on its disk and run again: nothing that was stored is lost"
-    if "readonly" in message or "unable to open" in message:
-        return "; see the permissions of the file and its folder"
-    if "not a database" in message:
-        return "; database.url names a file that is something else"
-    return "; see that it runs and that database.url is right"
+_SQLITE_FILE_ERRORS = {"SQLITE_NOTADB", "SQLITE_CORRUPT"}
+_HELD = f"another program has held it for more than {BUSY_SECONDS} s: wait for it or end it"
+_ROOM = "make room on its disk and run again: nothing that was stored is lost"
+_PERMISSIONS = "see the permissions of the file and its folder"
+_OTHER_FILE = "database.url names a file that is something else, or damaged"
+# By PostgreSQL's SQLSTATE and SQLite's error name.
+_ADVICE = {
+    "": "see that it runs and that database.url is right",
+    "55P03": _HELD,
+    "SQLITE_BUSY": _HELD,
+    "53100": _ROOM,
+    "SQLITE_FULL": _ROOM,
+    "SQLITE_READONLY": _PERMISSIONS,
+    "SQLITE_CANTOPEN": _PERMISSIONS,
+    "SQLITE_NOTADB": _OTHER_FILE,
+    "SQLITE_CORRUPT": _OTHER_FILE,
+    "25006": "it is read-only: connect to the primary, or grant the role to write",
+    "42501": "the role may not do that: grant it its tables, and TEMPORARY on the database",
+}

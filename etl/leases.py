@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from etl.errors import LeaseLost
-from etl.tables import number_leases, sync_run_numbers, sync_runs
+from etl.tables import number_leases, sync_runs
 
 _PROC: Final = Path("/proc")
 
@@ -40,22 +40,25 @@ def is_dead(owner: str) -> bool:
     except (ValueError, OSError):
         return False
     try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    try:
         return _start_ticks(int(pid)) != started
     except OSError:
-        return True
+        return False  # It runs, and /proc does not show it to everybody.
 
 
-def close_dead_runs(connection: Connection, now: datetime) -> list[int]:
-    """Mark the runs whose process has died as abandoned; return their ids."""
+def dead_runs(connection: Connection, now: datetime) -> list[int]:
+    """The runs that are not closed although their process has ended, or their lease."""
     running = connection.execute(
         select(sync_runs.c.id, sync_runs.c.owner, sync_runs.c.lease_expires_at).where(
             sync_runs.c.status == "running"
         )
     )
-    dead = [row.id for row in running if row.lease_expires_at <= now or is_dead(row.owner)]
-    if dead:
-        _abandon(connection, dead, now)
-    return dead
+    return [row.id for row in running if row.lease_expires_at <= now or is_dead(row.owner)]
 
 
 def take(
@@ -120,17 +123,6 @@ _LOST = (
     "this run was taken for dead and closed while its process was stalled, so it writes nothing "
     "more; another run goes on with its numbers"
 )
-
-
-def _abandon(connection: Connection, run_ids: list[int], now: datetime) -> None:
-    closed = {"status": "abandoned", "finished_at": now}
-    connection.execute(
-        update(sync_run_numbers)
-        .where(sync_run_numbers.c.run_id.in_(run_ids), sync_run_numbers.c.status == "running")
-        .values(closed)
-    )
-    connection.execute(update(sync_runs).where(sync_runs.c.id.in_(run_ids)).values(closed))
-    connection.execute(delete(number_leases).where(number_leases.c.run_id.in_(run_ids)))
 
 
 def _pid_space() -> str:

@@ -22,7 +22,7 @@ from tenacity.wait import wait_random_exponential
 from etl import __version__, wire
 from etl.config import Api, Token, is_loopback
 from etl.errors import ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
-from etl.pace import Pace
+from etl.pace import Pace, Traffic
 from etl.phone import to_digits
 from etl.wire import Chat, LinqNumber, Page, Rejected
 
@@ -34,15 +34,6 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 _PATH = "/api/partner/v2"
 T = TypeVar("T")
 Decode = Callable[[bytes, datetime], T]  # from a body and when it was asked for
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What was spent on the API for one number; requests include the retries."""
-
-    requests: int = 0
-    retries: int = 0
-    throttled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +67,7 @@ class Linq:
         self._first_try: dict[Token, asyncio.Lock] = {}
         self._tried: set[Token] = set()
         self._refused: set[Token] = set()
+        self._barred: _Transient | None = None  # once the API has asked to wait for too long
         host = urlsplit(settings.base_url).hostname or ""
         self._http = httpx.AsyncClient(
             base_url=settings.base_url.rstrip("/") + _PATH,
@@ -134,7 +126,10 @@ class Linq:
         params: Mapping[str, str | int] | None = None,
     ) -> T:
         def after(state: RetryCallState) -> None:
-            if _failure(state).throttled:
+            failure = _failure(state)
+            if _too_long(failure):
+                self._barred = failure
+            elif failure.throttled:
                 self._pace.throttled(_wait(state))
 
         def before_sleep(_: RetryCallState) -> None:
@@ -170,6 +165,8 @@ class Linq:
         async with self._pace.turn():
             if line.token in self._refused:
                 raise TokenRefused(_REFUSED_401)
+            if self._barred:
+                raise self._barred
             line.traffic.requests += 1
             sent_at = self._now()
             response, body = await self._send(line.token, path, params)
@@ -226,6 +223,10 @@ def _failure(state: RetryCallState) -> _Transient:
     return failure
 
 
+def _too_long(failure: _Transient) -> bool:
+    return failure.retry_after is not None and failure.retry_after >= RETRY_SECONDS
+
+
 def _wait(state: RetryCallState) -> float:
     asked = _failure(state).retry_after
     return _backoff(state) if asked is None else asked
@@ -234,7 +235,7 @@ def _wait(state: RetryCallState) -> float:
 def _give_up(state: RetryCallState) -> NoReturn:
     failure = _failure(state)
     tries = f"after {state.attempt_number} tries in {state.seconds_since_start or 0:.0f} s"
-    if failure.retry_after is not None and failure.retry_after >= RETRY_SECONDS:
+    if _too_long(failure):
         tries = f"and asked to wait {failure.retry_after:.0f} s, which is too long for one run"
     if failure.throttled:
         raise ApiThrottled(

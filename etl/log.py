@@ -44,7 +44,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)
 
 
 class _TextFormatter(logging.Formatter):
@@ -59,7 +59,7 @@ class _TextFormatter(logging.Formatter):
 def _quoted(value: str) -> str:
     """The value, in quotes if it could be taken for more than one, or for another line."""
     plain = value.isprintable() and not set(value) & {" ", '"', "="}
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    return value if plain else json.dumps(value)
 
 
 def _time(record: logging.LogRecord) -> str:

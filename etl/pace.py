@@ -1,11 +1,21 @@
-"""How many requests are under way at once, and when the next may start, for the whole process."""
+"""How many requests are under way and when the next may start, and what was spent on them."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known as one
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was spent on the API for one number so far; requests include the retries."""
+
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
 
 
 class Pace:

@@ -1,5 +1,7 @@
 """What somebody sees of a run: progress bars and a table on a terminal, log lines elsewhere."""
 
+import io
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -84,7 +86,7 @@ class TerminalReport(Report):
     """A progress bar per number, with rate and time left, and a table at the end."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -168,11 +170,14 @@ def print_rows(rows: Sequence[Record], columns: Sequence[str]) -> None:
     """Print a table on stdout; what is piped is never cut to a terminal's width."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)
+        console = Console(highlight=False, width=10_000, file=io.StringIO())
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(text(row[column])) for column in columns))
     console.print(table)
+    if isinstance(console.file, io.StringIO):
+        lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 def text(value: Any) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from etl import __version__, leases
 from etl.config import PhoneNumber
 from etl.errors import Busy
-from etl.linq import Traffic
+from etl.pace import Traffic
 from etl.tables import COUNTS, phone_numbers, sync_run_numbers, sync_runs
 
 Record = dict[str, Any]
@@ -89,7 +89,8 @@ class LastWalk:
 
 def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
     """Close the runs that died, write this run's row and return its id."""
-    leases.close_dead_runs(connection, now)
+    for dead in leases.dead_runs(connection, now):
+        finish(connection, dead, Ending("abandoned", error_detail="its process ended"), now)
     row = {
         "command": command,
         "status": "running",
@@ -120,7 +121,8 @@ def claim(
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
-    return Claim(held=frozenset(wanted) - busy.keys(), news=loaded, busy=busy)
+    held = frozenset(wanted) - busy.keys()
+    return Claim(held=held, news=held & loaded, busy=busy)
 
 
 def add_counts(
@@ -222,13 +224,14 @@ def finish(connection: Connection, run_id: int, ending: Ending, now: datetime) -
     numbers = sync_run_numbers
     of_run = numbers.c.run_id == run_id
     cause = {"error_kind": ending.error_kind, "error_detail": ending.error_detail}
-    unfinished = "interrupted" if ending.status == "interrupted" else "failed"
+    unfinished = ending.status if ending.status in {"interrupted", "abandoned"} else "failed"
     connection.execute(
         update(numbers)
         .where(of_run, numbers.c.status == "running")
         .values(status=unfinished, finished_at=now, **cause)
     )
-    failed = select(func.count()).where(of_run, numbers.c.status.in_(("failed", "interrupted")))
+    good = numbers.c.status.in_(("succeeded", "partial"))
+    failed = select(func.count()).where(of_run, ~good)
     sums: dict[str, ColumnElement[Any]] = {
         name: select(func.coalesce(func.sum(numbers.c[name]), 0)).where(of_run).scalar_subquery()
         for name in COUNTS
@@ -269,7 +272,7 @@ def one(connection: Connection, run_id: int) -> Record | None:
 
 
 def freshness(connection: Connection) -> list[Record]:
-    """Per number ever configured: its last good sync, how complete that was, its last failure."""
+    """Per number ever configured: its last good sync, and how complete that was."""
     table = sync_run_numbers
     good = table.c.status.in_(("succeeded", "partial"))
     last_good = (

@@ -43,8 +43,8 @@ def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
     ensure_known(revision)
     if not upgrade_allowed:
         raise SchemaError(
-            f"the schema is {'empty' if revision is None else 'older than this program'} and "
-            "database.auto_upgrade is false; run `linq-etl db upgrade`"
+            f"the database {'has no tables yet' if revision is None else 'has an older schema'}; "
+            "run `linq-etl db upgrade`"
         )
     upgrade(engine)
 

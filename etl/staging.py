@@ -164,11 +164,9 @@ def _told(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
 
 
 def _prepare(connection: Connection) -> None:
-    """Make the tables once a connection; PostgreSQL empties them at each commit."""
-    if "staging" not in connection.info:
-        for table in _ALL:
-            connection.execute(CreateTable(table, if_not_exists=True))
-        connection.info["staging"] = True
+    """Make the tables if this connection has none; PostgreSQL empties them at each commit."""
+    for table in _ALL:
+        connection.execute(CreateTable(table, if_not_exists=True))
     if connection.dialect.name == "sqlite":
         for table in _ALL:
             connection.execute(delete(table))

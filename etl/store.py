@@ -89,7 +89,7 @@ def store(
         _count_handles(connection, counts)
         _apply_handle_changes(connection)
         record_handle_events(connection, run_id)
-    _apply_links(connection)
+    _apply_links(connection, now)
     _store_rejected(connection, listings, run_id)
     _count_pages(listings, counts)
     return counts
@@ -202,6 +202,11 @@ def _find_handle_changes(connection: Connection, now: datetime) -> int:
         name: _told(staged_handles, chat_handles, name, b) for b, name in enumerate(HANDLE_FIELDS)
     }
     is_new, was_removed = chat_handles.c.id.is_(None), chat_handles.c.removed_at.is_not(None)
+    # Nothing is stored of a participant who was not there any more when the chat was read later.
+    read_later = exists().where(
+        chats.c.id == staged_handles.c.chat_id,
+        ~_not_newer(chats, staged_chats.c.observed_at, now),
+    )
     differs = or_(
         was_removed,
         *(value.is_distinct_from(chat_handles.c[name]) for name, value in new.items()),
@@ -217,7 +222,10 @@ def _find_handle_changes(connection: Connection, now: datetime) -> int:
         )
         .select_from(listed.outerjoin(chat_handles, same_handle))
         .where(
-            or_(is_new, and_(_not_newer(chat_handles, staged_chats.c.observed_at, now), differs))
+            or_(
+                and_(is_new, ~read_later),
+                and_(_not_newer(chat_handles, staged_chats.c.observed_at, now), differs),
+            )
         )
     )
     found = _insert_select(connection, handle_changes, present)
@@ -318,7 +326,7 @@ def _apply_handle_changes(connection: Connection) -> None:
     )
 
 
-def _apply_links(connection: Connection) -> None:
+def _apply_links(connection: Connection, now: datetime) -> None:
     links, listed = chat_phone_numbers, staged_links
     same = and_(
         links.c.phone_number == _each(listed.c.phone_number),
@@ -331,7 +339,8 @@ def _apply_links(connection: Connection) -> None:
         .select_from(listed.outerjoin(links, same))
         .where(links.c.chat_id.is_(None)),
     )
-    back = or_(links.c.removed_at.is_not(None), links.c.missing_since.is_not(None))
+    since = func.coalesce(links.c.removed_at, links.c.missing_since)
+    back = or_(since <= listed.c.observed_at, since > now)
     connection.execute(update(links).where(same, back).values(removed_at=None, missing_since=None))
 
 

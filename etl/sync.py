@@ -17,8 +17,9 @@ from etl import leases, log, runs
 from etl.config import Config, PhoneNumber, Token
 from etl.database import database_clock, in_transaction
 from etl.errors import Busy, ConfigError, DatabaseError, EtlError
-from etl.linq import Line, Linq, Traffic
+from etl.linq import Line, Linq
 from etl.number import NumberSync, Plan, Tools
+from etl.pace import Traffic
 from etl.phone import e164_or_none, shortened
 from etl.report import Report
 from etl.runs import Claim, Ending, NumberOutcome, Record

@@ -139,7 +139,6 @@ chat_handles = Table(
     Column(
         "phone_number",
         Text,
-        index=True,
         comment="The participant's phone number or e-mail address, exactly as the API sent it.",
     ),
     Column("service", Text, comment="The participant's messaging service."),
@@ -152,6 +151,8 @@ chat_handles = Table(
         UtcDateTime,
         comment="When the chat was first read without this participant; null while present.",
     ),
+    # Hashed, because a B-tree refuses texts of more than some thousand characters.
+    Index(None, "phone_number", postgresql_using="hash"),
     sqlite_with_rowid=False,
     comment="One row per participant of a chat. Rows are never deleted.",
 )

@@ -119,6 +119,7 @@ class _WirePhoneNumbers(Struct):
     phone_numbers: list[LinqNumber]
 
 
+_TOO_DEEP = "JSON that is nested too deeply"
 _CHAT_FIELDS = frozenset(_WireChat.__struct_fields__)
 _HANDLE_FIELDS = frozenset(_WireHandle.__struct_fields__)
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -152,12 +153,15 @@ def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int
         return None, None
     last_page = meta.total_pages
     if meta.total_count is not None:
-        by_count = math.ceil(meta.total_count / (meta.per_page or rows or 1))
         # A server may say that its pages are longer than they are, but none of them is empty.
-        last_page = min(max(meta.total_pages or 0, by_count), meta.total_count)
+        by_count = math.ceil(meta.total_count / meta.per_page) if meta.per_page else 0
+        last_page = min(max(last_page or 0, by_count), meta.total_count) or None
     if rows == 0 and last_page is not None and number <= last_page:
         raise BadAnswer(f"an empty page {number} of {last_page}")
-    return meta.total_count, None if last_page is None else max(last_page, 1)
+    return (
+        meta.total_count,
+        None if last_page is None and meta.total_count is None else last_page or 1,
+    )
 
 
 def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:
@@ -192,7 +196,7 @@ def _json(body: bytes) -> tuple[Any, int]:
     try:
         return _clean(document) if dirty else (document, 0)
     except RecursionError:
-        raise BadAnswer("JSON that is nested too deeply") from None
+        raise BadAnswer(_TOO_DEEP) from None
 
 
 def _lenient_json(body: bytes) -> Any:
@@ -234,6 +238,8 @@ def _clean(value: Any) -> tuple[Any, int]:
 def _record(item: Any) -> Chat | Rejected:
     try:
         return _chat(item)
+    except RecursionError:
+        raise BadAnswer(_TOO_DEEP) from None
     except (ValueError, OverflowError) as error:
         chat_id = item.get("id") if isinstance(item, dict) else None
         known = type(chat_id) is int and -(2**63) <= chat_id < 2**63

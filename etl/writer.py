@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from etl import leases, runs
 from etl.database import writing
-from etl.linq import Traffic
+from etl.pace import Traffic
 from etl.runs import NumberOutcome
 from etl.staging import Listing
 from etl.store import Absence, store, store_absence
@@ -65,6 +65,7 @@ class Writer:
                 await asyncio.shield(writing_batch)
             finally:
                 await asyncio.wait([writing_batch])
+                writing_batch.exception()  # Known now, so that asyncio does not print it.
             for _ in batch:
                 self._queue.task_done()
 

@@ -32,7 +32,8 @@ def _commands() -> Iterator[str]:
         )
         options = ", ".join(f"`{option}`" for option in _options(command))
         summary = command.get_short_help_str(200).removesuffix(".")
-        yield f"| `{f'{usage} {arguments}'.strip()}` | {summary}{'; ' + options if options else ''} |"
+        call = f"{usage} {arguments}".strip()
+        yield f"| `{call}` | {'; '.join(filter(None, (summary, options)))} |"
 
 
 def _walk(prefix: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:

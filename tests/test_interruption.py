@@ -202,4 +202,4 @@ def test_a_read_only_database_is_said_to_be_one(world: World, postgres_server: s
         refused = linq_etl("sync", env=env)
         assert sandbox.request_count == 0
     assert refused.code == 6
-    assert "ReadOnlySqlTransaction" in refused.stderr
+    assert "it is read-only: connect to the primary" in refused.stderr

@@ -20,8 +20,8 @@ from msgspec import UNSET
 
 from etl.config import Api, Token
 from etl.errors import ApiThrottled, ApiUnavailable, EtlError, RequestRefused, TokenRefused
-from etl.linq import MAX_BODY_BYTES, MAX_WAIT_SECONDS, Line, Linq, Traffic
-from etl.pace import Pace
+from etl.linq import MAX_BODY_BYTES, MAX_WAIT_SECONDS, Line, Linq
+from etl.pace import Pace, Traffic
 from etl.sandbox import Faults, Sandbox, build_world
 from etl.wire import Chat, LinqNumber, Page, Rejected
 

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Table
 from etl import __version__, leases, runs
 from etl.config import PhoneNumber
 from etl.database import reading, writing
-from etl.linq import Traffic
+from etl.pace import Traffic
 from etl.runs import Claim, Ending, NumberOutcome
 from etl.tables import COUNTS, number_leases, phone_numbers, sync_run_numbers, sync_runs
 
@@ -176,10 +176,12 @@ def test_a_number_that_ends_gives_its_lease_back(engine: Engine, rows: Rows) -> 
     """Its row says how it ended; its number's, since when news are news."""
     start(engine)
     claim(engine, A, B)
-    told = {"completeness": "consistent", "passes": 2, "total_count": 2**40}
-    close(engine, NumberOutcome(A, "succeeded", Traffic(7, 1, 0), **told), now=second(9))
+    evidence = {"total_count": 2**40, "distinct_ids": 2**40}
+    told = {"completeness": "consistent", "passes": 2}
+    outcome = NumberOutcome(A, "succeeded", Traffic(7, 1, 0), **told, evidence=evidence)
+    close(engine, outcome, now=second(9))
     ended = {"status": "succeeded", "finished_at": second(9), "requests": 7, "retries": 1}
-    assert rows(sync_run_numbers) == [number_row(B), number_row(**ended, **told)]
+    assert rows(sync_run_numbers) == [number_row(B), number_row(**ended, **told, **evidence)]
     assert [row["first_loaded_at"] for row in rows(phone_numbers)] == [None, second(9)]
     assert rows(number_leases) == [{"phone_number": B, "run_id": 1}]
 
@@ -265,10 +267,10 @@ def test_an_abandoned_run_stays_abandoned(engine: Engine, rows: Rows) -> None:
     start(engine, second(60))
     claim(engine, A, run_id=2, now=second(61))
     finish(engine, Ending("succeeded"), run_id=1, now=second(70))
-    found = {"status": "abandoned", "finished_at": second(60)}
+    found = {"status": "abandoned", "finished_at": second(60), "error_detail": "its process ended"}
     successor = {"id": 2, "started_at": second(60), "lease_expires_at": second(120)}
     assert rows(sync_runs) == [
-        run_row(numbers_total=1, **found),
+        run_row(numbers_total=1, numbers_failed=1, **found),
         run_row(numbers_total=1, **successor),
     ]
     assert rows(sync_run_numbers) == [number_row(**found), number_row(run_id=2)]
@@ -306,14 +308,15 @@ def test_freshness_is_the_last_list_that_was_read(engine: Engine) -> None:
     """A later failure does not make it fresher, and a number never read has none."""
     start(engine)
     claim(engine, A, B)
-    told = {"completeness": "unproved", "reason": "it moved", "total_count": 12}
-    close(engine, NumberOutcome(A, "partial", **told), now=second(1))
+    told = {"completeness": "unproved", "reason": "it moved"}
+    evidence = {"total_count": 12}
+    close(engine, NumberOutcome(A, "partial", **told, evidence=evidence), now=second(1))
     finish(engine, Ending("partial"))
     start(engine)
     claim(engine, A, run_id=2)
     close(engine, NumberOutcome(A, "failed"), run_id=2, now=second(100))
     with reading(engine) as connection:
         found = {record["phone_number"]: record for record in runs.freshness(connection)}
-    read = {"run_id": 1, "last_good_sync": second(1), **told}
+    read = {"run_id": 1, "last_good_sync": second(1), **told, **evidence}
     assert {**found[A], **read, "label": None} == found[A]
     assert {found[B][name] for name in read} == {None}

@@ -13,7 +13,8 @@ from memory_linq import Change, MemoryLinq
 from etl.config import Token
 from etl.errors import ApiUnavailable
 from etl.ids import ChatIds
-from etl.linq import Line, Traffic
+from etl.linq import Line
+from etl.pace import Traffic
 from etl.sandbox import Motion, World
 from etl.walk import Verdict, walk
 from etl.wire import Chat, Page

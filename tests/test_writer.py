@@ -16,7 +16,7 @@ from etl import runs, wire
 from etl.config import PhoneNumber
 from etl.database import writing
 from etl.errors import DatabaseError, LeaseLost
-from etl.linq import Traffic
+from etl.pace import Traffic
 from etl.runs import NumberOutcome
 from etl.staging import Listing
 from etl.tables import chats, phone_numbers, sync_run_numbers

@@ -120,7 +120,12 @@ def upgrade() -> None:
         comment="One row per participant of a chat. Rows are never deleted.",
     )
     op.create_index(op.f("ix_chat_handles_changed_at"), "chat_handles", ["changed_at"])
-    op.create_index(op.f("ix_chat_handles_phone_number"), "chat_handles", ["phone_number"])
+    op.create_index(
+        op.f("ix_chat_handles_phone_number"),
+        "chat_handles",
+        ["phone_number"],
+        postgresql_using="hash",
+    )
     op.create_table(
         "chat_phone_numbers",
         sa.Column("phone_number", sa.Text(), nullable=False, comment="The configured number."),

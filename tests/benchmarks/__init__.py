@@ -1,0 +1,1 @@
+"""How fast `linq-etl sync` is and what it writes: `python -m tests.benchmarks`. Not a test."""

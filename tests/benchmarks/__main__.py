@@ -1,0 +1,90 @@
+"""Reads the options, runs the scenarios in turn, and prints the table."""
+
+import os
+import platform
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+
+import click
+
+from tests import postgres
+from tests.benchmarks import report, server
+from tests.benchmarks.measure import Failed
+from tests.benchmarks.scenarios import SCENARIOS, Lab, Sample, dlt_is_installed
+
+# dlt and the large list take minutes, and the ratios that they are for are far from close.
+ONCE = {"dlt", "million"}
+
+
+@click.command(context_settings={"max_content_width": 100})
+@click.option("--runs", default=3, show_default=True, help="Times that each is measured.")
+@click.option("--only", multiple=True, type=click.Choice([*SCENARIOS]), help="Repeatable.")
+@click.option("--chats", default=100_000, show_default=True, help="A multiple of 100.")
+@click.option("--numbers", default=1000, show_default=True, help="Numbers with two pages each.")
+@click.option("--million", is_flag=True, help="Also ten times as many chats.")
+@click.option("--quick", is_flag=True, help="10,000 chats, 100 numbers, one run.")
+def main(
+    runs: int, only: Sequence[str], chats: int, numbers: int, million: bool, quick: bool
+) -> None:
+    """Measure `linq-etl sync` beside what it could take at least, and beside dlt.
+
+    It needs PostgreSQL, the server at $LINQ_ETL_TEST_POSTGRES_URL or one that it starts from
+    installed binaries; otherwise only SQLite is measured. Leave the machine alone meanwhile.
+    """
+    if quick:
+        runs, chats, numbers = 1, 10_000, 100
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    names = list(only) or [name for name in SCENARIOS if name != "million"]
+    if million and "million" not in names:
+        names.append("million")
+    results: dict[str, list[Sample]] = defaultdict(list)
+    with ExitStack() as stack:
+        lab = Lab(
+            stack.enter_context(server.running()), _postgres(stack), chats - chats % 100, numbers
+        )
+        for sample in _samples(lab, names, runs):
+            results[sample.name].append(sample)
+            print(f"{sample.name}: {sample.seconds:.2f} s", file=sys.stderr, flush=True)
+    _show(lab, results)
+
+
+def _postgres(stack: ExitStack) -> str | None:
+    try:
+        return stack.enter_context(postgres.server(os.environ.get(postgres.URL_VARIABLE)))
+    except postgres.NoPostgres as reason:
+        print(f"PostgreSQL is skipped: {reason}", file=sys.stderr)
+        return None
+
+
+def _samples(lab: Lab, names: Sequence[str], runs: int) -> Iterator[Sample]:
+    """Round by round, so that what else the machine does falls on all alike."""
+    for round_ in range(runs):
+        for name in names:
+            if round_ == 0 or name not in ONCE:
+                try:
+                    yield from SCENARIOS[name](lab)
+                except Failed as failure:
+                    print(f"{name}: {failure}", file=sys.stderr)
+
+
+def _show(lab: Lab, results: report.Results) -> None:
+    print(
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"CPython {platform.python_version()}, {lab.chats:,} chats, {lab.numbers:,} numbers\n\n"
+        f"{report.table(results)}\n\n"
+        "/ floor: over the fetch floor and the write floor together, or over what the server's "
+        "latency (/ 16) or limit takes.\ndlt /: how many times as long dlt takes. written: row "
+        "versions (PostgreSQL) or pages (SQLite) of the data tables.\n"
+    )
+    if not dlt_is_installed():
+        print("dlt is skipped: it is not installed (the bench extra)\n")
+    for check in report.checks(results):
+        print(check)
+
+
+if __name__ == "__main__":
+    main()
