@@ -76,8 +76,7 @@ def record_chat_events(connection: Connection, run_id: int) -> None:
 def record_handle_events(connection: Connection, run_id: int) -> None:
     """Note who joined and who left in the batch."""
     new = handle_changes
-    of_new_chat = exists().where(chat_changes.c.id == new.c.chat_id, chat_changes.c.is_new)
-    joined = and_(new.c.change.in_(("inserted", "restored")), ~of_new_chat)
+    joined = and_(new.c.change.in_(("inserted", "restored")), not_(new.c.of_new_chat))
     for kind, happened, old, now in (
         ("joined", joined, null(), new.c.phone_number),
         ("left", new.c.change == "removed", new.c.phone_number, null()),

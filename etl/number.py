@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 
 from etl import runs
+from etl.absence import Absence, known_chats
 from etl.config import Config, PhoneNumber
 from etl.database import in_transaction
 from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
@@ -17,7 +18,6 @@ from etl.removals import ask_for, suspicious
 from etl.report import Report
 from etl.runs import LastWalk, NumberOutcome
 from etl.staging import Listing
-from etl.store import Absence, known_chats
 from etl.walk import Verdict, read_range, walk
 from etl.wire import Chat, Page, Rejected
 from etl.writer import Writer

@@ -5,9 +5,11 @@ The latter is not a matter of taste: a statement a row hands the interpreter's l
 with whoever decodes the next pages, which made staging 37 times slower than this.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -95,7 +97,7 @@ staged_links = _temporary(
 # What of the batch differs from what is stored, with the values before.
 chat_changes = _temporary(
     "chat_changes",
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", BigInteger),
     *(Column(name, staged_chats.c[name].type) for name in CHAT_FIELDS),
     *(Column(f"old_{name}", staged_chats.c[name].type) for name in CHAT_FIELDS),
     Column("is_new", Boolean),
@@ -106,11 +108,12 @@ chat_changes = _temporary(
 )
 handle_changes = _temporary(
     "handle_changes",
-    Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("chat_id", BigInteger),
+    Column("id", BigInteger),
     *(Column(name, staged_handles.c[name].type) for name in HANDLE_FIELDS),
     # inserted, updated, restored or removed
     Column("change", Text),
+    Column("of_new_chat", Boolean),
     Column("seen_under", Text),
     Column("observed_at", UtcDateTime),
 )
@@ -128,13 +131,15 @@ def stage(connection: Connection, listings: Sequence[Listing]) -> None:
             latest[chat.id] = listing, chat
             if listing.listed:
                 links[listing.phone_number, chat.id] = listing.page.observed_at
-    load = _copy if connection.dialect.name == "postgresql" else _insert_json
-    load(connection, staged_chats, [_chat_row(*item) for item in latest.values()])
-    load(connection, staged_handles, [r for _, chat in latest.values() for r in _handle_rows(chat)])
-    load(connection, staged_links, [(*key, observed_at) for key, observed_at in links.items()])
+    postgresql = connection.dialect.name == "postgresql"
+    load, time = (_copy, _same) if postgresql else (_insert_json, _sqlite_time)
+    load(connection, staged_chats, [_chat_row(*item, time) for item in latest.values()])
+    handles = (_handle_rows(chat, time) for _, chat in latest.values())
+    load(connection, staged_handles, list(chain.from_iterable(handles)))
+    load(connection, staged_links, [(*key, time(observed)) for key, observed in links.items()])
 
 
-def _chat_row(listing: Listing, chat: Chat) -> tuple[Any, ...]:
+def _chat_row(listing: Listing, chat: Chat, time: Callable[[datetime], Any]) -> tuple[Any, ...]:
     values, absent = _told((chat.display_name, chat.service, chat.is_group, chat.message_count))
     return (
         chat.id,
@@ -144,14 +149,17 @@ def _chat_row(listing: Listing, chat: Chat) -> tuple[Any, ...]:
         chat.handles is not None,
         listing.phone_number,
         listing.news,
-        listing.page.observed_at,
+        time(listing.page.observed_at),
     )
 
 
-def _handle_rows(chat: Chat) -> Iterable[tuple[Any, ...]]:
+def _handle_rows(chat: Chat, time: Callable[[datetime], Any]) -> Iterable[tuple[Any, ...]]:
     # A handle that is listed twice in one chat is one handle: what stands last counts.
     for handle in {handle.id: handle for handle in chat.handles or ()}.values():
-        values, absent = _told((handle.phone_number, handle.service, handle.joined_at))
+        joined_at = handle.joined_at
+        if joined_at is not None and joined_at is not UNSET:
+            joined_at = time(joined_at)
+        values, absent = _told((handle.phone_number, handle.service, joined_at))
         yield (chat.id, handle.id, *values, handle.extra, absent)
 
 
@@ -161,6 +169,16 @@ def _told(values: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
         return values, 0
     absent = sum(1 << position for position, value in enumerate(values) if value is UNSET)
     return tuple(None if value is UNSET else value for value in values), absent
+
+
+def _same(time: datetime) -> datetime:
+    return time
+
+
+@lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.
+def _sqlite_time(time: datetime) -> str:
+    """The form in which SQLAlchemy stores and reads a time."""
+    return time.replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _prepare(connection: Connection) -> None:
@@ -192,15 +210,7 @@ def _wrapped(row: tuple[Any, ...], extra: int | None) -> tuple[Any, ...]:
     return (*row[:extra], Jsonb(row[extra], dumps=str), *row[extra + 1 :])
 
 
-def _insert_json(connection: Connection, table: Table, rows: Iterable[tuple[Any, ...]]) -> None:
-    text = msgspec.json.encode([tuple(map(_sqlite_value, row)) for row in rows]).decode()
-    given = func.json_each(text).table_valued(column("value"))
+def _insert_json(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    given = func.json_each(msgspec.json.encode(rows).decode()).table_valued(column("value"))
     cells = [given.c.value.op("->>")(position) for position in range(len(table.columns))]
     connection.execute(insert(table).from_select(list(table.columns), select(*cells)))
-
-
-def _sqlite_value(value: Any) -> Any:
-    # The form in which SQLAlchemy stores and reads a time.
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
-    return value

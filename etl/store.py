@@ -7,8 +7,7 @@ listed in its chat any more is marked, never deleted.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +20,7 @@ from sqlalchemy import (
     and_,
     case,
     exists,
+    false,
     func,
     insert,
     literal,
@@ -35,7 +35,6 @@ from etl.history import (
     record_chat_events,
     record_counts,
     record_handle_events,
-    record_removals,
 )
 from etl.staging import (
     CHAT_FIELDS,
@@ -55,23 +54,6 @@ from etl.tables import (
     rejected_records,
 )
 
-LOT = 5000  # ids in one statement
-
-
-@dataclass(frozen=True, slots=True)
-class Absence:
-    """What became of the chats that a walk of the number's list did not see.
-
-    `gone`: the API says that there is no such chat. `left`: it exists and is not in this list any
-    more. `missing`: neither is known.
-    """
-
-    phone_number: str
-    gone: tuple[int, ...]
-    left: tuple[int, ...]
-    missing: tuple[int, ...]
-    observed_at: datetime
-
 
 def store(
     connection: Connection, listings: Sequence[Listing], *, run_id: int, now: datetime
@@ -80,14 +62,14 @@ def store(
     _plan_by_index(connection)
     stage(connection, listings)
     counts = {listing.phone_number: Counter[str]() for listing in listings}
-    if _find_chat_changes(connection, now):
-        _count_chats(connection, counts)
-        _apply_chat_changes(connection)
+    changed_chats = _find_chat_changes(connection, now) and _count_chats(connection, counts)
+    changed_handles = _find_handle_changes(connection, now) and _count_handles(connection, counts)
+    if changed_chats:
+        _apply_chat_changes(connection, changed_chats)
         record_counts(connection, run_id)
         record_chat_events(connection, run_id)
-    if _find_handle_changes(connection, now):
-        _count_handles(connection, counts)
-        _apply_handle_changes(connection)
+    if changed_handles:
+        _apply_handle_changes(connection, changed_handles)
         record_handle_events(connection, run_id)
     _apply_links(connection, now)
     _store_rejected(connection, listings, run_id)
@@ -112,58 +94,6 @@ def _each(key: ColumnElement[Any]) -> ColumnElement[Any]:
     of the comparison is the one that is gone through.
     """
     return key + ("" if isinstance(key.type, Text) else 0)
-
-
-def known_chats(connection: Connection, phone_number: str) -> Iterator[tuple[bool, list[int]]]:
-    """The chats of the number's list, in lots: whether the last walk missed them, and their ids."""
-    links = chat_phone_numbers
-    for missing in (False, True):
-        ids = select(links.c.chat_id).where(
-            links.c.phone_number == phone_number,
-            links.c.removed_at.is_(None),
-            links.c.missing_since.is_not(None) if missing else links.c.missing_since.is_(None),
-        )
-        for lot in connection.execution_options(yield_per=LOT).execute(ids).scalars().partitions():
-            yield missing, list(lot)
-
-
-def store_absence(connection: Connection, absence: Absence, *, run_id: int) -> int:
-    """Mark what is gone from the number's list; return how many chats are gone altogether.
-
-    A chat that another number still lists is not: there the same question will be asked.
-    """
-    links, at = chat_phone_numbers, absence.observed_at
-    removed = 0
-    for chat_ids in _lots(absence.missing):
-        unmarked = links.c.missing_since.is_(None)
-        _mark(connection, absence, chat_ids, unmarked, {"missing_since": at})
-    for chat_ids in _lots((*absence.left, *absence.gone)):
-        present = links.c.removed_at.is_(None)
-        _mark(connection, absence, chat_ids, present, {"removed_at": at, "missing_since": None})
-    for chat_ids in _lots(absence.gone):
-        listed = exists().where(links.c.chat_id == chats.c.id, links.c.removed_at.is_(None))
-        gone = update(chats).where(chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed)
-        ids = connection.execute(gone.values(removed_at=at, changed_at=at).returning(chats.c.id))
-        if dead := sorted(ids.scalars()):
-            record_removals(connection, dead, run_id, at)
-            removed += len(dead)
-    return removed
-
-
-def _mark(
-    connection: Connection,
-    absence: Absence,
-    chat_ids: Sequence[int],
-    condition: ColumnElement[bool],
-    values: dict[str, datetime | None],
-) -> None:
-    links = chat_phone_numbers
-    mine = and_(links.c.phone_number == absence.phone_number, links.c.chat_id.in_(chat_ids))
-    connection.execute(update(links).where(mine, condition).values(values))
-
-
-def _lots(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + LOT] for start in range(0, len(ids), LOT))
 
 
 # Comparing
@@ -194,41 +124,36 @@ def _find_chat_changes(connection: Connection, now: datetime) -> int:
 
 
 def _find_handle_changes(connection: Connection, now: datetime) -> int:
-    listed = staged_handles.join(staged_chats, staged_chats.c.id == _each(staged_handles.c.chat_id))
     same_handle = and_(
         chat_handles.c.chat_id == staged_handles.c.chat_id, chat_handles.c.id == staged_handles.c.id
+    )
+    rows = (
+        staged_handles.join(staged_chats, staged_chats.c.id == _each(staged_handles.c.chat_id))
+        .outerjoin(chats, chats.c.id == _each(staged_handles.c.chat_id))
+        .outerjoin(chat_handles, same_handle)
     )
     new = {
         name: _told(staged_handles, chat_handles, name, b) for b, name in enumerate(HANDLE_FIELDS)
     }
     is_new, was_removed = chat_handles.c.id.is_(None), chat_handles.c.removed_at.is_not(None)
-    # Nothing is stored of a participant who was not there any more when the chat was read later.
-    read_later = exists().where(
-        chats.c.id == staged_handles.c.chat_id,
-        ~_not_newer(chats, staged_chats.c.observed_at, now),
-    )
+    of_new_chat = chats.c.id.is_(None)
     differs = or_(
         was_removed,
         *(value.is_distinct_from(chat_handles.c[name]) for name, value in new.items()),
     )
-    present = (
-        select(
-            staged_handles.c.chat_id,
-            staged_handles.c.id,
-            *new.values(),
-            case((is_new, "inserted"), (was_removed, "restored"), else_="updated"),
-            staged_chats.c.seen_under,
-            staged_chats.c.observed_at,
-        )
-        .select_from(listed.outerjoin(chat_handles, same_handle))
-        .where(
-            or_(
-                and_(is_new, ~read_later),
-                and_(_not_newer(chat_handles, staged_chats.c.observed_at, now), differs),
-            )
-        )
-    )
-    found = _insert_select(connection, handle_changes, present)
+    # Nothing is stored of a participant who was not there any more when the chat was read later.
+    news = and_(is_new, or_(of_new_chat, _not_newer(chats, staged_chats.c.observed_at, now)))
+    changed = and_(_not_newer(chat_handles, staged_chats.c.observed_at, now), differs)
+    present = select(
+        staged_handles.c.chat_id,
+        staged_handles.c.id,
+        *new.values(),
+        case((is_new, "inserted"), (was_removed, "restored"), else_="updated"),
+        of_new_chat,
+        staged_chats.c.seen_under,
+        staged_chats.c.observed_at,
+    ).select_from(rows)
+    found = _insert_select(connection, handle_changes, present.where(or_(news, changed)))
     return found + _find_leavers(connection, now)
 
 
@@ -253,6 +178,7 @@ def _find_leavers(connection: Connection, now: datetime) -> int:
         chat_handles.c.id,
         *(chat_handles.c[name] for name in HANDLE_FIELDS),
         literal("removed"),
+        false(),
         staged_chats.c.seen_under,
         staged_chats.c.observed_at,
     ).where(left, chat_handles.c.chat_id.in_(chat_ids))
@@ -275,55 +201,39 @@ def _not_newer(
 # Writing
 
 
-def _apply_chat_changes(connection: Connection) -> None:
+def _apply_chat_changes(connection: Connection, changed: Counter[str]) -> None:
     new = chat_changes
-    _insert_select(
-        connection,
-        chats,
-        select(
-            new.c.id,
-            *(new.c[name] for name in CHAT_FIELDS),
-            new.c.observed_at,
-            new.c.observed_at,
-            null(),
-        ).where(new.c.is_new),
-    )
     values = {name: new.c[name] for name in CHAT_FIELDS}
-    connection.execute(
-        update(chats)
-        .where(chats.c.id == _each(new.c.id), not_(new.c.is_new))
-        .values(**values, changed_at=new.c.observed_at, removed_at=None)
-    )
+    times = (new.c.observed_at, new.c.observed_at, null())
+    if changed["chats_inserted"]:
+        rows = select(new.c.id, *values.values(), *times).where(new.c.is_new)
+        _insert_select(connection, chats, rows)
+    if changed["chats_updated"]:
+        connection.execute(
+            update(chats)
+            .where(chats.c.id == _each(new.c.id), not_(new.c.is_new))
+            .values(**values, changed_at=new.c.observed_at, removed_at=None)
+        )
 
 
-def _apply_handle_changes(connection: Connection) -> None:
+def _apply_handle_changes(connection: Connection, changed: Counter[str]) -> None:
     new = handle_changes
-    _insert_select(
-        connection,
-        chat_handles,
-        select(
-            new.c.chat_id,
-            new.c.id,
-            *(new.c[name] for name in HANDLE_FIELDS),
-            new.c.observed_at,
-            new.c.observed_at,
-            null(),
-        ).where(new.c.change == "inserted"),
-    )
     values = {name: new.c[name] for name in HANDLE_FIELDS}
-    connection.execute(
-        update(chat_handles)
-        .where(
-            chat_handles.c.chat_id == _each(new.c.chat_id),
-            chat_handles.c.id == _each(new.c.id),
-            new.c.change != "inserted",
+    times = (new.c.observed_at, new.c.observed_at, null())
+    if changed["handles_inserted"]:
+        rows = select(new.c.chat_id, new.c.id, *values.values(), *times)
+        _insert_select(connection, chat_handles, rows.where(new.c.change == "inserted"))
+    if changed["handles_updated"] or changed["handles_removed"]:
+        removed_at = case((new.c.change == "removed", new.c.observed_at), else_=null())
+        connection.execute(
+            update(chat_handles)
+            .where(
+                chat_handles.c.chat_id == _each(new.c.chat_id),
+                chat_handles.c.id == _each(new.c.id),
+                new.c.change != "inserted",
+            )
+            .values(**values, changed_at=new.c.observed_at, removed_at=removed_at)
         )
-        .values(
-            **values,
-            changed_at=new.c.observed_at,
-            removed_at=case((new.c.change == "removed", new.c.observed_at), else_=null()),
-        )
-    )
 
 
 def _apply_links(connection: Connection, now: datetime) -> None:
@@ -363,18 +273,18 @@ def _store_rejected(connection: Connection, listings: Sequence[Listing], run_id:
 # Counting
 
 
-def _count_chats(connection: Connection, counts: dict[str, Counter[str]]) -> None:
+def _count_chats(connection: Connection, counts: dict[str, Counter[str]]) -> Counter[str]:
     kind = case((chat_changes.c.is_new, "chats_inserted"), else_="chats_updated")
-    _count(connection, chat_changes, kind, counts)
+    return _count(connection, chat_changes, kind, counts)
 
 
-def _count_handles(connection: Connection, counts: dict[str, Counter[str]]) -> None:
+def _count_handles(connection: Connection, counts: dict[str, Counter[str]]) -> Counter[str]:
     kind = case(
         (handle_changes.c.change == "inserted", "handles_inserted"),
         (handle_changes.c.change == "removed", "handles_removed"),
         else_="handles_updated",
     )
-    _count(connection, handle_changes, kind, counts)
+    return _count(connection, handle_changes, kind, counts)
 
 
 def _count(
@@ -382,10 +292,14 @@ def _count(
     changes: Table,
     kind: ColumnElement[str],
     counts: dict[str, Counter[str]],
-) -> None:
+) -> Counter[str]:
+    """Count the changes by kind, per number in `counts` and all together in what is returned."""
+    total: Counter[str] = Counter()
     grouped = select(changes.c.seen_under, kind, func.count()).group_by(changes.c.seen_under, kind)
     for phone_number, name, number in connection.execute(grouped):
         counts[phone_number][name] += number
+        total[name] += number
+    return total
 
 
 def _count_pages(listings: Sequence[Listing], counts: dict[str, Counter[str]]) -> None:

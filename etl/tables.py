@@ -336,10 +336,10 @@ chat_message_counts = Table(
     Column(
         "run_id",
         BigKey,
-        ForeignKey(sync_runs.c.id),
         nullable=False,
         comment="The run that read it.",
     ),
+    sqlite_with_rowid=False,
     comment="A chat's message count over time: its first value, then one row for each change.",
 )
 
@@ -350,7 +350,6 @@ chat_events = Table(
     Column(
         "run_id",
         BigKey,
-        ForeignKey(sync_runs.c.id),
         nullable=False,
         comment="The run that noticed it.",
     ),

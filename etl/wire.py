@@ -7,6 +7,7 @@ import json
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -275,6 +276,7 @@ def _handle(wire: _WireHandle, item: dict[str, Any]) -> Handle:
     )
 
 
+@lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.
 def _utc(text: str) -> datetime:
     """An ISO 8601 time with any offset and fraction; UTC where it names no offset."""
     try:

@@ -13,11 +13,12 @@ from datetime import datetime
 from sqlalchemy import Engine
 
 from etl import leases, runs
+from etl.absence import Absence, store_absence
 from etl.database import writing
 from etl.pace import Traffic
 from etl.runs import NumberOutcome
 from etl.staging import Listing
-from etl.store import Absence, store, store_absence
+from etl.store import store
 
 BATCH = 50
 

@@ -59,10 +59,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["chat_id"], ["chats.id"], name=op.f("fk_chat_message_counts_chat_id")
         ),
-        sa.ForeignKeyConstraint(
-            ["run_id"], ["sync_runs.id"], name=op.f("fk_chat_message_counts_run_id")
-        ),
         sa.PrimaryKeyConstraint("chat_id", "observed_at", name=op.f("pk_chat_message_counts")),
+        sqlite_with_rowid=False,
         comment="A chat's message count over time: its first value, then one row for each change.",
     )
     op.create_table(
@@ -85,7 +83,6 @@ def upgrade() -> None:
         sa.Column("old_value", sa.Text(), comment="Before; for left: the participant."),
         sa.Column("new_value", sa.Text(), comment="After; for joined: the participant."),
         sa.ForeignKeyConstraint(["chat_id"], ["chats.id"], name=op.f("fk_chat_events_chat_id")),
-        sa.ForeignKeyConstraint(["run_id"], ["sync_runs.id"], name=op.f("fk_chat_events_run_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_chat_events")),
         comment="What happened to chats since their number was first loaded; the starting stock of a number makes no events.",
     )

@@ -75,15 +75,11 @@ def _show(lab: Lab, results: report.Results) -> None:
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}, "
         f"CPython {platform.python_version()}, {lab.chats:,} chats, {lab.numbers:,} numbers\n\n"
-        f"{report.table(results)}\n\n"
-        "/ floor: over the fetch floor and the write floor together, or over what the server's "
-        "latency (/ 16) or limit takes.\ndlt /: how many times as long dlt takes. written: row "
-        "versions (PostgreSQL) or pages (SQLite) of the data tables.\n"
+        f"{report.table(results)}\n\n{report.NOTES}\n"
     )
     if not dlt_is_installed():
         print("dlt is skipped: it is not installed (the bench extra)\n")
-    for check in report.checks(results):
-        print(check)
+    print(*report.verdicts(results), sep="\n")
 
 
 if __name__ == "__main__":

@@ -47,16 +47,9 @@ def _destination(database_url: str) -> Any:
     if database_url.startswith("sqlite"):
         return dlt.destinations.sqlalchemy(database_url)
     url = make_url(database_url)
-    # A socket's folder and an empty password are not among the URLs that dlt takes.
-    return dlt.destinations.postgres(
-        {
-            "database": url.database,
-            "username": url.username,
-            "password": url.password or "none",
-            "host": url.host or url.query["host"],
-            "port": url.port or 5432,
-        }
-    )
+    # dlt insists on both; neither a socket's folder nor a trusting server needs them.
+    url = url.set(password=url.password or "none", host=url.host or "localhost")
+    return dlt.destinations.postgres(url.render_as_string(hide_password=False))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The least that the work can take: `fetch URL PAGES` or `write URL PAGES DATABASE`.
+"""The least that the work can take: `URL PAGES` for fetching, with a `DATABASE` for writing.
 
 Each runs in a process of its own and prints the seconds, in which starting Python is not counted.
 """
@@ -6,6 +6,7 @@ Each runs in a process of its own and prints the seconds, in which starting Pyth
 import sqlite3
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -90,12 +91,11 @@ def write_postgres(url: str, chats: list[tuple[Any, ...]], handles: list[tuple[A
                     copy.write_row(row)
 
 
-def main(what: str, url: str, pages: int, database_url: str = "") -> float:
-    """The seconds that it took."""
-    if what == "fetch":
-        began = time.perf_counter()
-        for _ in fetch(url, pages):
-            pass
+def main(url: str, pages: int, database_url: str) -> float:
+    """The seconds for fetching, or if there is a database for writing what was fetched."""
+    began = time.perf_counter()
+    if not database_url:
+        deque(fetch(url, pages), maxlen=0)
         return time.perf_counter() - began
     rows = _rows(fetch(url, pages))
     began = time.perf_counter()
@@ -107,4 +107,4 @@ def main(what: str, url: str, pages: int, database_url: str = "") -> float:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
+    print(main(sys.argv[1], int(sys.argv[2]), "".join(sys.argv[3:])))

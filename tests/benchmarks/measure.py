@@ -8,41 +8,24 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psycopg
 
 TIMEOUT = 1200.0  # seconds for one process
 _DATA_TABLES = (
-    "phone_numbers",
-    "chats",
-    "chat_handles",
-    "chat_phone_numbers",
-    "chat_message_counts",
-    "chat_events",
-)
-_DATA_PAGES = (
-    "SELECT pageno FROM dbstat JOIN sqlite_master USING (name) "
-    f"WHERE tbl_name IN ({','.join('?' * len(_DATA_TABLES))})"
+    *("phone_numbers", "chats", "chat_handles", "chat_phone_numbers"),
+    *("chat_message_counts", "chat_events"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """Wall-clock seconds and the process's largest resident set."""
+class Spent(NamedTuple):
+    """Wall-clock seconds, the largest resident set, and what was printed."""
 
     seconds: float
     peak_bytes: int
     stdout: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A moment in a PostgreSQL server: its WAL's end, and the next transaction's id."""
-
-    lsn: str
-    xid: int
 
 
 class Failed(Exception):
@@ -54,16 +37,14 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) 
     output, errors = folder / "stdout", folder / "stderr"
     with output.open("w") as stdout, errors.open("w") as stderr:
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
-        )
+        process = subprocess.Popen(command, env=env, cwd=folder, stdout=stdout, stderr=stderr)
         timer = threading.Timer(TIMEOUT, process.kill)
         timer.start()
         try:
+            # As against Popen.wait, this tells the memory of this one process.
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
-            process.wait()
             raise
         finally:
             timer.cancel()
@@ -77,33 +58,34 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) 
 # PostgreSQL
 
 
-def settle(url: str) -> Mark:
-    """Do now what autovacuum would do at some time during the next run, and mark the moment."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("VACUUM (ANALYZE)")
-        row = connection.execute(
-            "SELECT pg_current_wal_insert_lsn()::text, "
-            "pg_snapshot_xmax(pg_current_snapshot())::text::bigint & 4294967295"
-        ).fetchone()
-    assert row
-    return Mark(*row)
+def settle(url: str) -> str:
+    """Do now what autovacuum would do at some time during the next run; return the WAL's end."""
+    _query(url, "VACUUM (ANALYZE)")
+    return str(_query(url, "SELECT pg_current_wal_insert_lsn()"))
 
 
-def wal_since(url: str, mark: Mark) -> int:
+def wal_since(url: str, lsn: str) -> int:
     """Bytes of WAL that the whole server wrote; it should be idle otherwise."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        query = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)::bigint"
-        return int((connection.execute(query, [mark.lsn]).fetchone() or [0])[0])
+    return int(_query(url, f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{lsn}')"))
 
 
-def versions_since(url: str, mark: Mark) -> int:
-    """Rows of the data tables that were written."""
-    counts = "+".join(
-        f"(SELECT count(*) FROM {table} WHERE xmin::text::bigint >= {mark.xid})"
-        for table in _DATA_TABLES
-    )
+def next_transaction(url: str) -> int:
+    """Its id as rows have it, in 32 bits."""
+    return int(_query(url, "SELECT pg_snapshot_xmax(pg_current_snapshot())")) & 0xFFFFFFFF
+
+
+def versions_since(url: str, transaction: int) -> int:
+    """Rows of the data tables that this transaction or a later one wrote."""
+    since = f"WHERE xmin::text::bigint >= {transaction}"
+    counts = (f"(SELECT count(*) FROM {table} {since})" for table in _DATA_TABLES)
+    return int(_query(url, f"SELECT {'+'.join(counts)}"))
+
+
+def _query(url: str, query: str) -> Any:
+    """The first value of the first row, if there is one."""
     with psycopg.connect(url, autocommit=True) as connection:
-        return int((connection.execute(f"SELECT {counts}".encode()).fetchone() or [0])[0])
+        cursor = connection.execute(query.encode())
+        return (cursor.fetchone() or [None])[0] if cursor.description else None
 
 
 # SQLite
@@ -111,16 +93,17 @@ def versions_since(url: str, mark: Mark) -> int:
 
 def data_pages(path: Path) -> dict[int, int] | None:
     """A checksum of each of the file's pages that hold data tables; None if SQLite cannot tell."""
+    pages = (
+        "SELECT pageno FROM dbstat JOIN sqlite_master USING (name) "
+        f"WHERE tbl_name IN {_DATA_TABLES}"
+    )
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (size,) = database.execute("PRAGMA page_size").fetchone()
         try:
-            numbers = sorted(number for (number,) in database.execute(_DATA_PAGES, _DATA_TABLES))
+            numbers = [number for (number,) in database.execute(pages)]
         except sqlite3.OperationalError:
             return None  # built without dbstat
     with path.open("rb") as file:
-        return {number: _checksum(file.fileno(), number, size) for number in numbers}
-
-
-def _checksum(file: int, number: int, size: int) -> int:
-    return zlib.crc32(os.pread(file, size, (number - 1) * size))
+        offsets = ((number, (number - 1) * size) for number in numbers)
+        return {n: zlib.crc32(os.pread(file.fileno(), size, offset)) for n, offset in offsets}

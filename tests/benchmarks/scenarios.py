@@ -6,7 +6,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ LATENCY: Final = 0.1
 CONCURRENCY: Final = 16
 RATE: Final = 50
 _COMMAND = Path(sysconfig.get_path("scripts"), "linq-etl")
+_WIDE = {"LINQ_ETL_API__MAX_CONCURRENCY": str(CONCURRENCY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +50,21 @@ class Lab:
     chats: int
     numbers: int
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("sqlite", "postgresql") if self.postgres_url else ("sqlite",)
+    def databases(self) -> Iterator["Database"]:
+        """A new database of each kind, with a folder beside it; both are gone afterwards."""
+        for kind in ("sqlite", "postgresql") if self.postgres_url else ("sqlite",):
+            with self._database(kind) as database:
+                yield database
 
     @contextmanager
-    def database(self, kind: str) -> Iterator["Database"]:
-        """A new database of this kind, with a folder beside it; both are gone afterwards."""
-        with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as name:
+    def _database(self, kind: str) -> Iterator["Database"]:
+        with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as folder:
             if kind == "sqlite":
-                yield Database(self.api, Path(name), f"sqlite:///{name}/bench.db")
+                yield Database(self.api, Path(folder), f"sqlite:///{folder}/bench.db")
                 return
             assert self.postgres_url
             with postgres.database(self.postgres_url) as url:
-                yield Database(self.api, Path(name), url)
+                yield Database(self.api, Path(folder), url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,32 +81,32 @@ class Database:
 
     def sync(self, name: str, settings: Settings, **more: str) -> Sample:
         """`linq-etl sync` of what the server then serves; `more` goes into its environment."""
-        numbers = ",".join(map(phone_number, range(settings.numbers)))
         env = {
             "LINQ_ETL_API__BASE_URL": self.api.url,
             "LINQ_ETL_DATABASE__URL": self.url,
-            "LINQ_ETL_SYNC__PHONE_NUMBERS": numbers,
+            "LINQ_ETL_SYNC__PHONE_NUMBERS": ",".join(map(phone_number, range(settings.numbers))),
             "LINQ_INTEGRATION_TOKEN": "bench-token",
         }
-        return self.measure(f"{self.kind} {name}", [_COMMAND, "sync"], settings, **env, **more)
+        written = self._watch_data()
+        sample = self.run(f"{self.kind} {name}", [_COMMAND, "sync"], settings, **env, **more)
+        return replace(sample, written=written())
 
-    def measure(
-        self, name: str, command: list[str | Path], settings: Settings, **env: str
-    ) -> Sample:
-        """Run the command, and see what it asked of the server and did to the database."""
+    def _watch_data(self) -> Callable[[], int | None]:
+        if self.kind == "postgresql":
+            transaction = measure.next_transaction(self.url)
+            return lambda: measure.versions_since(self.url, transaction)
         file = self.folder / "bench.db"
-        mark = None if self.kind == "sqlite" else measure.settle(self.url)
-        before = None if mark else measure.data_pages(file)
+        before = measure.data_pages(file)
+        if before is None:
+            return lambda: None
+        return lambda: len((measure.data_pages(file) or {}).items() - before.items())
+
+    def run(self, name: str, command: list[str | Path], settings: Settings, **env: str) -> Sample:
+        """Run the command, and see what it asked of the server and how much WAL it made."""
+        lsn = measure.settle(self.url) if self.kind == "postgresql" else None
         self.api.serve(settings)
         spent = measure.run(command, env=_environment(self.folder) | env, folder=self.folder)
         counts = self.api.counts()
-        wal_bytes = measure.wal_since(self.url, mark) if mark else None
-        if mark:
-            written = measure.versions_since(self.url, mark)
-        elif (after := measure.data_pages(file)) is not None:
-            written = len(after.items() - (before or {}).items())
-        else:
-            written = None
         return Sample(
             name,
             spent.seconds,
@@ -113,8 +115,7 @@ class Database:
             throttled=counts.throttled,
             allowance=counts.allowance,
             least=_least(settings, counts.requests),
-            wal_bytes=wal_bytes,
-            written=written,
+            wal_bytes=measure.wal_since(self.url, lsn) if lsn else None,
             peak_bytes=spent.peak_bytes,
         )
 
@@ -122,70 +123,60 @@ class Database:
 def floors(lab: Lab) -> Iterator[Sample]:
     """Fetching and decoding alone; writing alone."""
     lab.api.serve(Settings(lab.chats))
-    yield _floor(lab, "fetch floor", "fetch")
-    for kind in lab.kinds:
-        with lab.database(kind) as database:
-            yield _floor(lab, f"{kind} write floor", "write", database.url)
+    yield _floor(lab, "fetch floor")
+    for database in lab.databases():
+        yield _floor(lab, f"{database.kind} write floor", database.url)
 
 
 def plain(lab: Lab) -> Iterator[Sample]:
     """The first load, the same again, and again when one chat in a hundred has changed."""
-    for kind in lab.kinds:
-        with lab.database(kind) as database:
-            yield database.sync("first", Settings(lab.chats))
-            yield database.sync("again", Settings(lab.chats))
-            yield database.sync("1 % changed", Settings(lab.chats, changed=True))
+    for database in lab.databases():
+        yield database.sync("first", Settings(lab.chats))
+        yield database.sync("again", Settings(lab.chats))
+        yield database.sync("1 % changed", Settings(lab.chats, changed=True))
 
 
 def latency(lab: Lab) -> Iterator[Sample]:
     """The first load and again from a server that takes its time."""
     slow = Settings(lab.chats, latency=LATENCY)
-    for kind in lab.kinds:
-        with lab.database(kind) as database:
-            for name in ("first, 100 ms", "again, 100 ms"):
-                yield database.sync(name, slow, LINQ_ETL_API__MAX_CONCURRENCY=str(CONCURRENCY))
+    for database in lab.databases():
+        yield database.sync("first, 100 ms", slow, **_WIDE)
+        yield database.sync("again, 100 ms", slow, **_WIDE)
 
 
 def numbers(lab: Lab) -> Iterator[Sample]:
     """Many numbers with two pages each."""
     many = Settings(2 * PER_PAGE, numbers=lab.numbers, latency=LATENCY)
-    for kind in lab.kinds:
-        with lab.database(kind) as database:
-            yield database.sync(
-                "many numbers, 100 ms", many, LINQ_ETL_API__MAX_CONCURRENCY=str(CONCURRENCY)
-            )
+    for database in lab.databases():
+        yield database.sync("many numbers, 100 ms", many, **_WIDE)
 
 
 def throttled(lab: Lab) -> Iterator[Sample]:
     """A server that refuses what comes too fast, and does not say for how long."""
-    with lab.database("sqlite") as database:
-        yield database.sync(
-            "first, 50 requests/s",
-            Settings(lab.chats, rate=RATE),
-            LINQ_ETL_API__MAX_CONCURRENCY=str(CONCURRENCY),
-        )
+    for database in lab.databases():
+        yield database.sync("first, 50 requests/s", Settings(lab.chats, rate=RATE), **_WIDE)
 
 
 def million(lab: Lab) -> Iterator[Sample]:
     """Ten times as many chats: a million, unless --chats says otherwise."""
-    for kind in lab.kinds:
-        with lab.database(kind) as database:
-            yield database.sync("first, 10 x the chats", Settings(10 * lab.chats))
+    for database in lab.databases():
+        yield database.sync("first, 10 x the chats", Settings(10 * lab.chats))
 
 
 def dlt(lab: Lab) -> Iterator[Sample]:
     """The same work with dlt; nothing if the bench extra is not installed."""
-    for kind in lab.kinds if dlt_is_installed() else ():
-        with lab.database(kind) as database:
-            for name in ("first", "again"):
-                yield database.measure(
-                    f"dlt {kind} {name}",
-                    [*_python("dlt_load"), lab.api.url, database.url, str(database.folder)],
-                    Settings(lab.chats),
-                    PYTHONPATH=str(ROOT),
-                    DLT_DATA_DIR=str(database.folder),
-                    RUNTIME__DLTHUB_TELEMETRY="false",
-                )
+    env = {"PYTHONPATH": str(ROOT), "RUNTIME__DLTHUB_TELEMETRY": "false"}
+    for database in lab.databases() if dlt_is_installed() else ():
+        folder = str(database.folder)
+        command = [*_python("dlt_load"), lab.api.url, database.url, folder]
+        for name in ("first", "again"):
+            yield database.run(
+                f"dlt {database.kind} {name}",
+                command,
+                Settings(lab.chats),
+                DLT_DATA_DIR=folder,
+                **env,
+            )
 
 
 SCENARIOS: Final[dict[str, Callable[[Lab], Iterator[Sample]]]] = {
@@ -198,9 +189,9 @@ def dlt_is_installed() -> bool:
     return find_spec("dlt") is not None
 
 
-def _floor(lab: Lab, name: str, *arguments: str) -> Sample:
-    what, *database_url = arguments
-    command = [*_python("floors"), what, lab.api.url, str(lab.chats // PER_PAGE), *database_url]
+def _floor(lab: Lab, name: str, *database_url: str) -> Sample:
+    """Writes where there is a database, else fetches."""
+    command = [*_python("floors"), lab.api.url, str(lab.chats // PER_PAGE), *database_url]
     with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as folder:
         env = _environment(Path(folder)) | {"PYTHONPATH": str(ROOT)}
         spent = measure.run(command, env=env, folder=Path(folder))
