@@ -1,11 +1,14 @@
 """How many requests are under way and when the next may start, and what was spent on them."""
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+RATE_SHARE = 0.95  # of the rate at which the API began to throttle
 SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known as one
 
 
@@ -21,9 +24,11 @@ class Traffic:
 class Pace:
     """One adaptive limit for all numbers and workers.
 
-    It starts with a single request, so that a refused token costs one; each clean answer lets
-    one more in, up to `max_concurrency`; a throttle halves the limit and pauses everybody. After
-    a throttle it grows by one per round instead. `max_per_second` spaces the starts evenly.
+    It starts with a single request; each clean answer lets one more in, up to `max_concurrency`.
+    A throttle pauses everybody, halves that limit, which then grows by one per round, and sets the
+    rate to a little less than what the API has answered in the second before; from there the rate
+    grows, slowly at first, so that the next throttle is far and costs few requests.
+    `max_per_second` is a ceiling for the rate. Requests start evenly spaced.
     """
 
     def __init__(
@@ -35,7 +40,10 @@ class Pace:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._ceiling = max_concurrency
-        self._interval = 1 / max_per_second if max_per_second else 0.0
+        self._top_rate = max_per_second or math.inf
+        self._base_rate = math.inf  # where the rate began to grow again
+        self._throttled_at = 0.0
+        self._answers: deque[float] = deque()  # times of the clean answers of the last second
         self._clock = clock
         self._sleep = sleep
         self._limit = 1.0
@@ -64,6 +72,8 @@ class Pace:
         """Say that the API answered without complaint."""
         step = 1 if self._limit < self._quick_until else 1 / self._limit
         self._limit = min(self._limit + step, self._ceiling)
+        self._answers.append(self._clock())
+        self._forget_old_answers()
 
     def throttled(self, seconds: float) -> None:
         """Say that the API asked for less: nothing starts for so many seconds."""
@@ -72,10 +82,27 @@ class Pace:
             # Once per pause: the requests that were under way bring the same news again.
             self._limit = max(self._limit / 2, 1.0)
             self._quick_until = self._limit
+            self._forget_old_answers()
+            self._base_rate = self._rate_below(self._rate(now))
+            self._throttled_at = now
         self._paused_until = max(self._paused_until, now + max(seconds, SHORTEST_PAUSE))
 
     async def _wait_for_start(self) -> None:
         # Whoever wakes first starts; the others find that the next start has moved on.
         while (wait := max(self._next_start, self._paused_until) - self._clock()) > 0:
             await self._sleep(wait)
-        self._next_start = self._clock() + self._interval
+        self._next_start = self._clock() + 1 / self._rate(self._clock())
+
+    def _rate(self, now: float) -> float:
+        """Requests a second: slowly up from the base at first, faster the longer it goes well."""
+        seconds = now - self._throttled_at
+        return min(self._base_rate * (1 + 0.005 * seconds + 0.001 * seconds**3), self._top_rate)
+
+    def _rate_below(self, rate: float) -> float:
+        """A little less than what was answered lately, and not much less than `rate`."""
+        answered = max(len(self._answers), 1)
+        return RATE_SHARE * min(rate, answered if math.isinf(rate) else max(answered, 0.8 * rate))
+
+    def _forget_old_answers(self) -> None:
+        while self._answers and self._answers[0] < self._clock() - 1:
+            self._answers.popleft()

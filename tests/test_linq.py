@@ -600,7 +600,8 @@ def test_a_throttle_pauses_every_call(server: Server, caller: Caller) -> None:
 
     caller.call(server.url, three_calls)
 
-    assert server.times == [0, 7, 7, 7]
+    assert server.times[:2] == [0, 7]
+    assert [time > 7 for time in server.times[2:]] == [True, True]
 
 
 def test_the_last_throttle_pauses_the_others(server: Server, caller: Caller) -> None:
@@ -615,7 +616,8 @@ def test_the_last_throttle_pauses_the_others(server: Server, caller: Caller) -> 
     results = caller.call(server.url, three_calls, max_attempts=1)
 
     assert [type(result) for result in results] == [ApiThrottled, Page, Page]
-    assert server.times == [0, 7, 7]
+    assert server.times[:2] == [0, 7]
+    assert [time > 7 for time in server.times[2:]] == [True]
 
 
 def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:

@@ -42,14 +42,17 @@ def main(
     if million and "million" not in names:
         names.append("million")
     results: dict[str, list[Sample]] = defaultdict(list)
+    failures: list[str] = []
     with ExitStack() as stack:
         lab = Lab(
             stack.enter_context(server.running()), _postgres(stack), chats - chats % 100, numbers
         )
-        for sample in _samples(lab, names, runs):
+        for sample in _samples(lab, names, runs, failures):
             results[sample.name].append(sample)
             print(f"{sample.name}: {sample.seconds:.2f} s", file=sys.stderr, flush=True)
     _show(lab, results)
+    if failures:
+        raise click.ClickException("\n".join(failures))
 
 
 def _postgres(stack: ExitStack) -> str | None:
@@ -60,7 +63,7 @@ def _postgres(stack: ExitStack) -> str | None:
         return None
 
 
-def _samples(lab: Lab, names: Sequence[str], runs: int) -> Iterator[Sample]:
+def _samples(lab: Lab, names: Sequence[str], runs: int, failures: list[str]) -> Iterator[Sample]:
     """Round by round, so that what else the machine does falls on all alike."""
     for round_ in range(runs):
         for name in names:
@@ -68,7 +71,7 @@ def _samples(lab: Lab, names: Sequence[str], runs: int) -> Iterator[Sample]:
                 try:
                     yield from SCENARIOS[name](lab)
                 except Failed as failure:
-                    print(f"{name}: {failure}", file=sys.stderr)
+                    failures.append(f"{name}: {failure}")
 
 
 def _show(lab: Lab, results: report.Results) -> None:

@@ -165,7 +165,11 @@ def million(lab: Lab) -> Iterator[Sample]:
 
 def dlt(lab: Lab) -> Iterator[Sample]:
     """The same work with dlt; nothing if the bench extra is not installed."""
-    env = {"PYTHONPATH": str(ROOT), "RUNTIME__DLTHUB_TELEMETRY": "false"}
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "RUNTIME__DLTHUB_TELEMETRY": "false",
+        "ENABLE_RUNTIME_TRACE": "false",  # else it leaves an id of this machine behind
+    }
     for database in lab.databases() if dlt_is_installed() else ():
         folder = str(database.folder)
         command = [*_python("dlt_load"), lab.api.url, database.url, folder]
