@@ -1,51 +1,38 @@
-"""The commands: they read options, own the engine's lifetime and turn errors into exit codes."""
+"""The commands: they read options, call what does the work, and end with an exit code."""
 
-import asyncio
-import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 from msgspec import structs
 
-from etl import __version__, config, log
-from etl.config import Config, PhoneNumber
-from etl.errors import ConfigError, DatabaseError, EtlError, Interrupted, SchemaError
+from etl import __version__, log
+from etl.command import (
+    RUN_COLUMNS,
+    STATUS_COLUMNS,
+    Duration,
+    aged,
+    chosen_numbers,
+    complain,
+    load_settings,
+    opened,
+    print_json,
+    print_run,
+    print_table,
+    run_interruptible,
+    run_job,
+)
+from etl.errors import ConfigError, EtlError, SchemaError
 
 # What talks to databases, the network or a terminal is imported by the command that needs it, so
 # that help and a mistake in the configuration answer at once.
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from etl.number import Plan
-    from etl.report import Report
-
-T = TypeVar("T")
 
 BACKFILL_RPS = 5.0  # requests a second, where nothing else is said
-
-
-class Duration(click.ParamType[timedelta]):
-    """A time span such as 90s, 15m, 2h or 1d."""
-
-    name = "duration"
-    _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        match = re.fullmatch(r"(\d+)([smhd])", value)
-        if not match or len(match[1]) > 6:
-            self.fail(f"{value!r} is no time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
-        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -82,23 +69,23 @@ def main() -> None:
         code = cli.main(standalone_mode=False, prog_name="linq-etl")
         sys.stdout.flush()
     except EtlError as error:
-        _complain(str(error))
+        complain(str(error))
         code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = ConfigError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _complain("interrupted")
+        complain("interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 0  # Whoever read our output has seen enough.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # else its end complains
     except OSError as error:
-        _complain(f"the output cannot be written: {error.strerror}")
+        complain(f"the output cannot be written: {error.strerror}")
         code = EtlError.exit_code
     except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
         log.crash(error)
-        _complain(f"unexpected error ({type(error).__name__}); please report it with the log above")
+        complain(f"unexpected error ({type(error).__name__}); please report it with the log above")
         code = EtlError.exit_code
     sys.exit(code or 0)
 
@@ -132,17 +119,17 @@ def sync(
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
     """
-    settings = _load(options)
+    settings = load_settings(options)
     from etl.number import Plan
 
     plan = Plan(
-        _chosen(settings, chosen),
+        chosen_numbers(settings, chosen),
         all_reached=settings.sync.all_phone_numbers and not chosen,
         prove=prove,
         require_complete=require_complete,
         allow_removals=allow_removals,
     )
-    return _run_job(options, settings, plan, as_json)
+    return run_job(options, settings, plan, as_json)
 
 
 @cli.command()
@@ -176,16 +163,16 @@ def backfill(
       linq-etl backfill --phone-number +13343284472
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
-    settings = _load(options)
+    settings = load_settings(options)
     from etl.number import Plan
 
     pace = max_rps or settings.api.max_requests_per_second or BACKFILL_RPS
     api = structs.replace(settings.api, max_requests_per_second=pace)
     if first_page and last_page and first_page > last_page:
         raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
-    numbers = _chosen(settings, chosen)
+    numbers = chosen_numbers(settings, chosen)
     plan = Plan(numbers, command="backfill", first_page=first_page, last_page=last_page)
-    return _run_job(options, replace(settings, api=api), plan, as_json)
+    return run_job(options, replace(settings, api=api), plan, as_json)
 
 
 @cli.command()
@@ -209,13 +196,13 @@ def verify(options: dict[str, Any], sample: int, as_json: bool) -> int:
       linq-etl verify
       linq-etl verify --sample 3000 --json
     """
-    settings = _load(options, needs_numbers=False)
+    settings = load_settings(options, needs_numbers=False)
     from etl.verify import verify as run_verify
 
-    with _database(settings, existing=True) as engine:
-        result = _run(run_verify(settings, engine, sample))
+    with opened(settings, existing=True) as engine:
+        result = run_interruptible(run_verify(settings, engine, sample))
     if as_json:
-        _print_json(result.as_record())
+        print_json(result.as_record())
     else:
         click.echo(str(result))
     return 3 if result.wrong else 0
@@ -242,17 +229,20 @@ def show_runs(options: dict[str, Any], run_id: int | None, limit: int, as_json: 
     from etl import runs
     from etl.database import reading
 
-    with _database(_load(options, offline=True), existing=True) as engine, reading(engine) as c:
+    with (
+        opened(load_settings(options, offline=True), existing=True) as engine,
+        reading(engine) as c,
+    ):
         record = runs.one(c, run_id) if run_id is not None else None
         recent = runs.recent(c, limit) if run_id is None else []
     if run_id is not None and record is None:
         raise ConfigError(f"there is no run {run_id}; `linq-etl runs` lists them")
     if as_json:
-        _print_json(record or recent)
+        print_json(record or recent)
     elif record:
-        _print_run(record)
+        print_run(record)
     else:
-        _print_rows(recent, _RUN_COLUMNS)
+        print_table(recent, RUN_COLUMNS)
 
 
 @cli.command()
@@ -270,17 +260,17 @@ def status(options: dict[str, Any], max_age: timedelta | None, as_json: bool) ->
     from etl import runs
     from etl.database import reading
 
-    settings = _load(options, offline=True)
-    with _database(settings, existing=True) as engine, reading(engine) as connection:
+    settings = load_settings(options, offline=True)
+    with opened(settings, existing=True) as engine, reading(engine) as connection:
         known = {row["phone_number"]: row for row in runs.freshness(connection)}
     now = datetime.now(UTC)
     configured = [number.number for number in settings.sync.phone_numbers]
     wanted = known if settings.sync.all_phone_numbers or not configured else configured
-    rows = [_aged(known.get(number), number, now) for number in wanted]
+    rows = [aged(known.get(number), number, now) for number in wanted]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print_rows(rows, _STATUS_COLUMNS)
+        print_table(rows, STATUS_COLUMNS)
     stale = [r for r in rows if max_age and not (r["age"] is not None and r["age"] <= max_age)]
     return 3 if stale else 0
 
@@ -300,9 +290,9 @@ def check(options: dict[str, Any], as_json: bool) -> int:
     """
     from etl.checks import run_checks
 
-    findings = _run(run_checks(options["path"]))
+    findings = run_interruptible(run_checks(options["path"]))
     if as_json:
-        _print_json([finding.as_record() for finding in findings])
+        print_json([finding.as_record() for finding in findings])
     for finding in findings if not as_json else ():
         click.echo(str(finding))
     return next((finding.exit_code for finding in findings if finding.exit_code), 0)
@@ -318,14 +308,14 @@ def phone_numbers(options: dict[str, Any], as_json: bool) -> None:
     Example:
       linq-etl phone-numbers
     """
-    settings = _load(options, needs_numbers=False)
+    settings = load_settings(options, needs_numbers=False)
     from etl.checks import reachable_numbers
 
-    rows = _run(reachable_numbers(settings))
+    rows = run_interruptible(reachable_numbers(settings))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
-        _print_rows(rows, ("phone_number", "configured", "label"))
+        print_table(rows, ("phone_number", "configured", "label"))
 
 
 # The schema
@@ -347,7 +337,7 @@ def upgrade(options: dict[str, Any]) -> None:
     """
     from etl import schema
 
-    with _database(_load(options, offline=True)) as engine:
+    with opened(load_settings(options, offline=True)) as engine:
         click.echo(f"the schema is at revision {schema.upgrade(engine)}")
 
 
@@ -362,7 +352,7 @@ def current(options: dict[str, Any]) -> None:
     """
     from etl import schema
 
-    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
         click.echo(f"{schema.current(engine) or 'empty'} (this program needs {schema.head()})")
 
 
@@ -377,7 +367,7 @@ def check_schema(options: dict[str, Any]) -> None:
     """
     from etl import schema
 
-    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
         differences = schema.differences(engine)
     if differences:
         raise SchemaError(f"the schema is not as expected: {differences}")
@@ -399,7 +389,7 @@ def downgrade(options: dict[str, Any], revision: str) -> None:
     """
     from etl import schema
 
-    with _database(_load(options, offline=True), existing=True, empty=True) as engine:
+    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
         schema.downgrade(engine, revision)
         click.echo(f"the schema is at revision {schema.current(engine) or 'base'}")
 
@@ -477,181 +467,4 @@ def demo(options: dict[str, Any]) -> None:
     from etl.demo import run_demo
 
     log.configure(as_json=options["log_json"], quiet=True)
-    _run(run_demo(Path("linq-demo.db")))
-
-
-# What the commands share
-
-_RUN_COLUMNS = (
-    "id",
-    "command",
-    "status",
-    "started_at",
-    "finished_at",
-    "numbers_total",
-    "numbers_failed",
-    "requests",
-    "chats_inserted",
-    "chats_updated",
-    "chats_removed",
-    "error_kind",
-)
-_NUMBER_COLUMNS = (
-    "phone_number",
-    "status",
-    "completeness",
-    "passes",
-    "total_count",
-    "pages",
-    "chats_inserted",
-    "chats_updated",
-    "chats_removed",
-    "rejected",
-    "reason",
-    "error_detail",
-)
-_STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completeness", "total_count")
-
-
-def _load(options: dict[str, Any], *, offline: bool = False, needs_numbers: bool = True) -> Config:
-    settings = config.load(
-        options["path"], needs_token=not offline, needs_numbers=needs_numbers and not offline
-    )
-    log.configure(as_json=options["log_json"] or settings.log.json, quiet=False)
-    return settings
-
-
-def _run_job(options: dict[str, Any], settings: Config, plan: "Plan", as_json: bool) -> int:
-    from etl.database import database_clock
-    from etl.linq import Linq
-    from etl.pace import Pace
-    from etl.schema import ensure_current
-    from etl.sync import Result
-    from etl.sync import sync as run_sync
-
-    async def job(engine: "Engine", report: "Report") -> Result:
-        pace = Pace(settings.api.max_concurrency, settings.api.max_requests_per_second)
-        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
-            return await run_sync(settings, engine, linq, plan=plan, report=report)
-
-    with _database(settings) as engine, _watched(options, settings) as report:
-        ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
-        result = _run(job(engine, report))
-        report.run_ended(result.record)
-    if as_json:
-        _print_json(result.record)
-    for error in result.errors:
-        _complain(error)
-    return result.exit_code
-
-
-def _chosen(settings: Config, chosen: Sequence[str]) -> tuple[PhoneNumber, ...]:
-    """The configured numbers, or those of them that were named on the command line."""
-    from etl.phone import to_e164
-
-    if not chosen:
-        return settings.sync.phone_numbers
-    known = {number.number: number for number in settings.sync.phone_numbers}
-    try:
-        wanted = dict.fromkeys(to_e164(text) for text in chosen)
-    except ValueError as error:
-        raise ConfigError(f"--phone-number: {error}") from None
-    unknown = [n for n in wanted if n not in known and not settings.sync.all_phone_numbers]
-    if unknown:
-        raise ConfigError(f"--phone-number: add {', '.join(unknown)} to sync.phone_numbers first")
-    return tuple(known.get(number) or PhoneNumber(number) for number in wanted)
-
-
-@contextmanager
-def _database(
-    settings: Config, *, existing: bool = False, empty: bool = False
-) -> Iterator["Engine"]:
-    """The database; if it must be `existing` it has tables too, unless it may be `empty`."""
-    from etl import schema
-    from etl.database import open_database
-
-    if existing:
-        _ensure_file(settings.database.url)
-    engine = open_database(settings.database.url)
-    try:
-        if existing and not empty:
-            schema.ensure_current(engine, upgrade_allowed=False)
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def _ensure_file(url: str) -> None:
-    path = url.removeprefix("sqlite:///")
-    if path != url and not Path(path).exists():
-        raise DatabaseError(f"there is no database file {path}; run `linq-etl sync` first")
-
-
-@contextmanager
-def _watched(options: dict[str, Any], settings: Config) -> Iterator["Report"]:
-    from etl.report import LogReport, TerminalReport
-
-    as_log = options["log_json"] or settings.log.json or not sys.stderr.isatty()
-    with LogReport() if as_log else TerminalReport() as report:
-        yield report
-
-
-def _run(job: Coroutine[Any, Any, T]) -> T:
-    """Run it; the first SIGINT or SIGTERM cancels it in good order, a second ends the process."""
-    received: list[int] = []
-
-    async def interruptible() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task  # noqa: S101  # it is running
-
-        def interrupt(number: int) -> None:
-            received.append(number)
-            for each in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL)
-            task.cancel()
-
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(each, interrupt, each)
-        return await job
-
-    try:
-        return asyncio.run(interruptible())
-    except asyncio.CancelledError:
-        raise Interrupted(received[0]) from None
-
-
-def _complain(message: str) -> None:
-    click.echo(f"linq-etl: {message}", err=True)
-
-
-def _aged(row: dict[str, Any] | None, number: str, now: datetime) -> dict[str, Any]:
-    row = row or dict.fromkeys(_STATUS_COLUMNS) | {"phone_number": number, "reason": None}
-    last = row["last_good_sync"]
-    return {**row, "age": timedelta(seconds=int((now - last).total_seconds())) if last else None}
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, timedelta):
-        return int(value.total_seconds())
-    return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _print_rows(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    from etl.report import print_rows
-
-    print_rows(rows, columns)
-
-
-def _print_run(record: dict[str, Any]) -> None:
-    from etl.report import text
-
-    for key, value in record.items():
-        if key != "numbers":
-            click.echo(f"{key:<18}{text(value)}".rstrip())
-    click.echo("")
-    _print_rows(record["numbers"], _NUMBER_COLUMNS)
+    run_interruptible(run_demo(Path("linq-demo.db")))

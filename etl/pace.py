@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+FEW_ANSWERS = 5  # in a second tell nothing of the rate that the API allows
 RATE_SHARE = 0.95  # of the rate at which the API began to throttle
 SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known as one
 
@@ -42,7 +43,6 @@ class Pace:
         self._ceiling = max_concurrency
         self._top_rate = max_per_second or math.inf
         self._base_rate = math.inf  # where the rate began to grow again
-        self._throttled_at = 0.0
         self._answers: deque[float] = deque()  # times of the clean answers of the last second
         self._clock = clock
         self._sleep = sleep
@@ -84,7 +84,6 @@ class Pace:
             self._quick_until = self._limit
             self._forget_old_answers()
             self._base_rate = self._rate_below(self._rate(now))
-            self._throttled_at = now
         self._paused_until = max(self._paused_until, now + max(seconds, SHORTEST_PAUSE))
 
     async def _wait_for_start(self) -> None:
@@ -95,13 +94,15 @@ class Pace:
 
     def _rate(self, now: float) -> float:
         """Requests a second: slowly up from the base at first, faster the longer it goes well."""
-        seconds = now - self._throttled_at
+        seconds = max(now - self._paused_until, 0.0)
         return min(self._base_rate * (1 + 0.005 * seconds + 0.001 * seconds**3), self._top_rate)
 
     def _rate_below(self, rate: float) -> float:
-        """A little less than what was answered lately, and not much less than `rate`."""
-        answered = max(len(self._answers), 1)
-        return RATE_SHARE * min(rate, answered if math.isinf(rate) else max(answered, 0.8 * rate))
+        """A little less than what was answered lately, and not much less than an earlier base."""
+        answered = len(self._answers)
+        if math.isinf(self._base_rate):
+            return RATE_SHARE * answered if answered >= FEW_ANSWERS else self._base_rate
+        return RATE_SHARE * min(rate, max(answered, 0.8 * rate))
 
     def _forget_old_answers(self) -> None:
         while self._answers and self._answers[0] < self._clock() - 1:

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateTable
 
-from etl.tables import Json, UtcDateTime
+from etl.tables import BigKey, Json, UtcDateTime
 from etl.wire import Chat, Page
 
 
@@ -57,15 +57,14 @@ HANDLE_FIELDS = ("phone_number", "service", "joined_at", "extra")
 _metadata = MetaData()
 
 
-def _temporary(name: str, *columns: Column[Any]) -> Table:
-    return Table(
-        name, _metadata, *columns, prefixes=["TEMPORARY"], postgresql_on_commit="DELETE ROWS"
-    )
+def _temporary(name: str, *columns: Column[Any], **options: Any) -> Table:
+    options |= {"prefixes": ["TEMPORARY"], "postgresql_on_commit": "DELETE ROWS"}
+    return Table(name, _metadata, *columns, **options)
 
 
 staged_chats = _temporary(
     "staged_chats",
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", BigKey, primary_key=True, autoincrement=False),
     Column("display_name", Text),
     Column("service", Text),
     Column("is_group", Boolean),
@@ -87,12 +86,14 @@ staged_handles = _temporary(
     Column("joined_at", UtcDateTime),
     Column("extra", Json),
     Column("absent", Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
 staged_links = _temporary(
     "staged_links",
     Column("phone_number", Text, primary_key=True),
     Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
     Column("observed_at", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
 )
 # What of the batch differs from what is stored, with the values before.
 chat_changes = _temporary(
