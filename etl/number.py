@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from etl import runs
 from etl.absence import Absence, known_chats
 from etl.config import Config, PhoneNumber
-from etl.database import in_transaction
+from etl.database import in_reading, in_transaction
 from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
 from etl.ids import ChatIds
 from etl.linq import Line, Linq
@@ -72,7 +72,7 @@ class NumberSync:
             if first_page > 1 or self._plan.last_page:
                 return await self._read_range(first_page)
         with ChatIds() as ids:
-            last_walk = await in_transaction(self._tools.engine, lambda c: self._remember(c, ids))
+            last_walk = await in_reading(self._tools.engine, lambda c: self._remember(c, ids))
             return await self._read_all(ids, last_walk)
 
     # A whole list

@@ -114,10 +114,17 @@ def claim(
     wanted = [number.number for number in numbers]
     taken = leases.take(connection, run_id, wanted)
     busy = {n: Holder(row.id, row.host, row.started_at) for n, row in taken.items()}
-    for number in wanted:
-        ended = _as_busy(busy[number], now) if number in busy else {"status": "running"}
-        row = {"run_id": run_id, "phone_number": number, **ended}
-        connection.execute(insert(sync_run_numbers), row)
+    free = [
+        {"run_id": run_id, "phone_number": number, "status": "running"}
+        for number in wanted
+        if number not in busy
+    ]
+    ended = [
+        {"run_id": run_id, "phone_number": number, **_as_busy(holder, now)}
+        for number, holder in busy.items()
+    ]
+    for rows in filter(None, (free, ended)):
+        connection.execute(insert(sync_run_numbers), rows)
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )

@@ -288,8 +288,9 @@ def _utc(text: str) -> datetime:
 
 
 def _extra(item: dict[str, Any], known: frozenset[str]) -> str | None:
-    unknown = item.keys() - known
-    return json_text({key: item[key] for key in unknown}) if unknown else None
+    if item.keys() <= known:
+        return None
+    return json_text({key: item[key] for key in item.keys() - known})
 
 
 def json_text(value: Any) -> str:

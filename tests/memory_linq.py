@@ -14,6 +14,15 @@ from etl.wire import Chat, LinqNumber, Page, Rejected
 Change = Callable[[World], None]
 
 
+def change(number: str, kind: str, position: int, world: World) -> None:
+    """Something happens to the chat at that position of the list, or a chat is created."""
+    listing = world.listing(number)
+    if kind == "create":
+        world.create(number)
+    elif listing:
+        getattr(world, kind)(listing[position % len(listing)])
+
+
 class MemoryLinq:
     """Answers from a world as etl.linq.Linq does; before each request the next changes happen.
 

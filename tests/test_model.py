@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from memory_linq import MemoryLinq
+from memory_linq import MemoryLinq, change
 from sqlalchemy import Engine, select
 
 from etl import config, schema
@@ -36,16 +36,9 @@ def settings_with(max_passes: int) -> config.Config:
     return config.load(environ=environ, needs_numbers=False)
 
 
-def change(kind: str, position: int, world: World) -> None:
-    """Something happens to the chat at that position, or a chat is created."""
-    listing = world.listing(NUMBER)
-    if kind == "create":
-        world.create(NUMBER)
-    elif listing:
-        getattr(world, kind)(listing[position % len(listing)])
-
-
-changes = st.builds(partial, st.just(change), st.sampled_from(KINDS), st.integers(0, 30))
+changes = st.builds(
+    partial, st.just(change), st.just(NUMBER), st.sampled_from(KINDS), st.integers(0, 30)
+)
 histories = st.lists(st.lists(changes, max_size=3), max_size=30)
 
 
