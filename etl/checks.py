@@ -11,7 +11,7 @@ from typing import Any
 from etl import config, schema
 from etl.config import Config, Token
 from etl.database import describe, open_database, reading
-from etl.errors import ConfigError, EtlError
+from etl.errors import ConfigError, EtlError, RequestRefused
 from etl.linq import Line, Linq
 from etl.pace import Pace, Traffic
 from etl.phone import e164_or_none, shortened
@@ -79,7 +79,11 @@ async def _check_token(settings: Config, findings: list[Finding]) -> None:
         wanted.setdefault(settings.token, set())
     for token, numbers in wanted.items():
         with _finding(findings, "token"):
-            reached = await _reached(settings, token)
+            try:
+                reached = await _reached(settings, token)
+            except RequestRefused:
+                findings.append(Finding("token", "accepted; this API does not list its numbers"))
+                continue
             findings.append(Finding("token", f"accepted; it reaches {len(reached)} number(s)"))
             if missing := numbers - reached:
                 names = ", ".join(map(shortened, sorted(missing)))

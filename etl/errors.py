@@ -41,6 +41,10 @@ class TokenRefused(EtlError):
     kind = "token"
 
 
+class AccessDenied(TokenRefused):
+    """The token is valid and may not read that: use the one that the number belongs to."""
+
+
 class ApiUnavailable(EtlError):
     """Wait and run again: the API stayed unreachable, broken or unreadable through all retries."""
 

@@ -21,7 +21,7 @@ from tenacity.wait import wait_random_exponential
 
 from etl import __version__, wire
 from etl.config import Api, Token, is_loopback
-from etl.errors import ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
+from etl.errors import AccessDenied, ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
 from etl.pace import Pace, Traffic
 from etl.phone import to_digits
 from etl.wire import Chat, LinqNumber, Page, Rejected
@@ -271,11 +271,17 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
     if status == 401:
         raise TokenRefused(_REFUSED_401)
     if status == 403:
-        raise TokenRefused(
+        raise AccessDenied(
             "the API does not let this token read that (403); use the token that the number "
             "belongs to (token_env), or ask Linq"
         )
     code = wire.error_code(body)
+    if response.is_redirect:
+        raise RequestRefused(
+            f"the API redirects (HTTP {status}), which is not followed; see api.base_url",
+            status=status,
+            code=code,
+        )
     # Only status and code: the rest of an error may repeat the phone number.
     raise RequestRefused(
         f"the API refused the request (HTTP {status}, code {code or 'none'}); see that the number "

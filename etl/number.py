@@ -14,7 +14,7 @@ from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
 from etl.ids import ChatIds
 from etl.linq import Line, Linq
 from etl.phone import e164_or_none
-from etl.removals import ask_for, suspicious
+from etl.removals import Answers, ask_for, suspicious
 from etl.report import Report
 from etl.runs import LastWalk, NumberOutcome
 from etl.staging import Listing
@@ -128,36 +128,48 @@ class NumberSync:
         missing, known = ids.missing_count(), ids.known_count()
         if not missing or self._plan.command == "backfill":
             return None
-        if verdict.total_count == 0 and not self._plan.allow_removals:
+        if verdict.distinct == 0 and not self._plan.allow_removals:
             return f"the list came back empty where {known} chats were known; {_ALLOW}"
         if unreached := await self._unreached():
             return unreached
         asked = list(ids.missing(self._tools.config.sync.max_confirmations))
         observed_at = self._tools.now()
-        answers = await ask_for(asked, self._ask, width=self._tools.config.api.max_concurrency)
+        answers = await ask_for(
+            asked,
+            self._ask,
+            width=self._tools.config.api.max_concurrency,
+            enough=lambda gone: self._disbelieved(gone, known),
+        )
         if answers.alive:
             await self._refresh(answers.alive, observed_at)
-        doubt = None if self._plan.allow_removals else suspicious(len(answers.gone), known)
-        if doubt:
-            return f"{doubt}; {_ALLOW}"
+        return await self._settle(ids, answers, verdict, observed_at)
+
+    async def _settle(
+        self, ids: ChatIds, answers: Answers, verdict: Verdict, observed_at: datetime
+    ) -> str | None:
+        """Store what the answers tell, unless it is hard to believe; return what is in doubt."""
+        missing, known = ids.missing_count(), ids.known_count()
+        gone, alive = set(answers.gone), {chat.id for chat in answers.alive}
         complete = verdict.completeness == "consistent"
-        left = (
-            {chat.id for chat in answers.alive} & set(ids.missing_before()) if complete else set()
-        )
+        left = alive & set(ids.missing_before()) if complete else set()
+        # Those that were not asked for, or not answered, are taken to be as the others.
+        expected = len(left) + len(gone) * missing // max(len(gone) + len(alive), 1)
+        disbelieved = self._disbelieved(expected, known)
+        if disbelieved:
+            gone, left, still = set(), set(), alive
+        else:
+            still = set(ids.missing()) - left - gone
         await self._tools.writer.put(
-            Absence(
-                self._line.phone_number,
-                gone=answers.gone,
-                left=tuple(left),
-                missing=tuple(set(ids.missing()) - left - set(answers.gone)),
-                observed_at=observed_at,
-            )
+            Absence(self._line.phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
         )
-        ids.settle((*answers.gone, *left))
-        unknown = missing - len(answers.gone) - len(answers.alive)
-        return (
-            f"{unknown} missing chats are unknown: not asked for, or no answer" if unknown else None
-        )
+        ids.settle((*gone, *left))
+        if disbelieved:
+            return f"about {expected} of {known} known chats are gone or not listed; {_ALLOW}"
+        unknown = missing - len(gone) - len(alive)
+        return f"{unknown} missing chats are unknown: not asked, or no answer" if unknown else None
+
+    def _disbelieved(self, removed: int, known: int) -> bool:
+        return suspicious(removed, known) and not self._plan.allow_removals
 
     async def _unreached(self) -> str | None:
         """Why this number's removals cannot be believed, if the token does not reach it now."""

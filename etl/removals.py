@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
+from etl.errors import AccessDenied, ApiUnavailable, RequestRefused, TokenRefused
 from etl.wire import Chat, Rejected
 
 Ask = Callable[[int], Awaitable[Chat | Rejected | None]]
@@ -25,17 +25,18 @@ class Answers:
     alive: tuple[Chat, ...]
 
 
-def suspicious(gone: int, known: int) -> str | None:
-    """Why so many removals should be withheld, or None if they are believable."""
-    if gone > SUSPICIOUS_COUNT and gone > SUSPICIOUS_SHARE * known:
-        return f"{gone} of {known} known chats are gone"
-    return None
+def suspicious(removed: int, known: int) -> bool:
+    """Whether so many removals should not be believed."""
+    return removed > SUSPICIOUS_COUNT and removed > SUSPICIOUS_SHARE * known
 
 
-async def ask_for(chat_ids: Sequence[int], ask: Ask, *, width: int) -> Answers:
+async def ask_for(
+    chat_ids: Sequence[int], ask: Ask, *, width: int, enough: Callable[[int], bool]
+) -> Answers:
     """Ask for each chat, `width` of them at a time, until the API is unavailable.
 
-    Raises TokenRefused if the API refuses the token.
+    Stops also when `enough` says so of the number that are gone. Raises TokenRefused if the API
+    refuses the token.
     """
     remaining = iter(chat_ids)
     gone: list[int] = []
@@ -45,11 +46,11 @@ async def ask_for(chat_ids: Sequence[int], ask: Ask, *, width: int) -> Answers:
     async def worker() -> None:
         nonlocal unavailable
         for chat_id in remaining:
-            if unavailable:
+            if unavailable or enough(len(gone)):
                 return
             try:
                 chat = await ask(chat_id)
-            except RequestRefused:
+            except (RequestRefused, AccessDenied):
                 continue
             except ApiUnavailable:
                 unavailable = True

@@ -189,7 +189,10 @@ def close_number(
 def last_walk(connection: Connection, phone_number: str, *, before: int) -> LastWalk | None:
     """The number's last entry before that run, if it is a walk that can still be proved."""
     row = _last_entry(connection, phone_number, before)
-    if row is None or row.status != "succeeded" or row.total_count is None:
+    # A backfill does not note which of the known chats it did not see.
+    if row is None or row.command != "sync" or row.status != "succeeded":
+        return None
+    if row.total_count is None:
         return None
     unproved = row.completeness in {"consistent", "unproved"}
     return LastWalk(row.run_id, row.total_count) if unproved else None

@@ -73,6 +73,7 @@ staged_chats = _temporary(
     # One bit for each field that the API left out, in the order of CHAT_FIELDS.
     Column("absent", Integer, nullable=False),
     Column("has_handles", Boolean, nullable=False),
+    # The number whose counts it enters: the first that listed it.
     Column("seen_under", Text, nullable=False),
     Column("news", Boolean, nullable=False),
     Column("observed_at", UtcDateTime, nullable=False),
@@ -126,21 +127,26 @@ def stage(connection: Connection, listings: Sequence[Listing]) -> None:
     """Fill the staging tables; of a chat that is there twice, what was read last."""
     _prepare(connection)
     latest: dict[int, tuple[Listing, Chat]] = {}
+    seen_under: dict[int, str] = {}
     links: dict[tuple[str, int], datetime] = {}
     for listing in sorted(listings, key=lambda listing: listing.page.observed_at):
         for chat in listing.page.chats:
             latest[chat.id] = listing, chat
+            seen_under.setdefault(chat.id, listing.phone_number)
             if listing.listed:
                 links[listing.phone_number, chat.id] = listing.page.observed_at
     postgresql = connection.dialect.name == "postgresql"
     load, time = (_copy, _same) if postgresql else (_insert_json, _sqlite_time)
-    load(connection, staged_chats, [_chat_row(*item, time) for item in latest.values()])
+    rows = [_chat_row(*item, seen_under[chat_id], time) for chat_id, item in latest.items()]
+    load(connection, staged_chats, rows)
     handles = (_handle_rows(chat, time) for _, chat in latest.values())
     load(connection, staged_handles, list(chain.from_iterable(handles)))
     load(connection, staged_links, [(*key, time(observed)) for key, observed in links.items()])
 
 
-def _chat_row(listing: Listing, chat: Chat, time: Callable[[datetime], Any]) -> tuple[Any, ...]:
+def _chat_row(
+    listing: Listing, chat: Chat, seen_under: str, time: Callable[[datetime], Any]
+) -> tuple[Any, ...]:
     values, absent = _told((chat.display_name, chat.service, chat.is_group, chat.message_count))
     return (
         chat.id,
@@ -148,7 +154,7 @@ def _chat_row(listing: Listing, chat: Chat, time: Callable[[datetime], Any]) -> 
         chat.extra,
         absent,
         chat.handles is not None,
-        listing.phone_number,
+        seen_under,
         listing.news,
         time(listing.page.observed_at),
     )

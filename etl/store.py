@@ -53,6 +53,7 @@ from etl.tables import (
     chats,
     rejected_records,
 )
+from etl.wire import json_text
 
 
 def store(
@@ -72,7 +73,7 @@ def store(
         _apply_handle_changes(connection, changed_handles)
         record_handle_events(connection, run_id)
     _apply_links(connection, now)
-    _store_rejected(connection, listings, run_id)
+    _store_rejected(connection, listings, run_id, counts)
     _count_pages(listings, counts)
     return counts
 
@@ -254,9 +255,15 @@ def _apply_links(connection: Connection, now: datetime) -> None:
     connection.execute(update(links).where(same, back).values(removed_at=None, missing_since=None))
 
 
-def _store_rejected(connection: Connection, listings: Sequence[Listing], run_id: int) -> None:
-    rows = [
-        {
+def _store_rejected(
+    connection: Connection,
+    listings: Sequence[Listing],
+    run_id: int,
+    counts: dict[str, Counter[str]],
+) -> None:
+    """Keep what could not be stored, once a run however often it was read."""
+    found = {
+        (listing.phone_number, rejected.payload): {
             "run_id": run_id,
             "phone_number": listing.phone_number,
             "page": listing.page.number,
@@ -265,9 +272,18 @@ def _store_rejected(connection: Connection, listings: Sequence[Listing], run_id:
         }
         for listing in listings
         for rejected in listing.page.rejected
-    ]
-    if rows:
-        connection.execute(insert(rejected_records), rows)
+    }
+    if not found:
+        return
+    kept = select(rejected_records.c.phone_number, rejected_records.c.payload)
+    for phone_number, payload in connection.execute(
+        kept.where(rejected_records.c.run_id == run_id)
+    ):
+        found.pop((phone_number, json_text(payload)), None)
+    for phone_number, _ in found:
+        counts[phone_number]["rejected"] += 1
+    if found:
+        connection.execute(insert(rejected_records), list(found.values()))
 
 
 # Counting
@@ -307,7 +323,6 @@ def _count_pages(listings: Sequence[Listing], counts: dict[str, Counter[str]]) -
         count, page = counts[listing.phone_number], listing.page
         count["pages"] += listing.listed
         count["chats_seen"] += len(page.chats)
-        count["rejected"] += len(page.rejected)
         count["texts_cleaned"] += page.texts_cleaned
     for count in counts.values():
         written = count["chats_inserted"] + count["chats_updated"]

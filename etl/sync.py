@@ -143,7 +143,7 @@ class _Job:
 
     async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
         # More than requests at a time, because numbers also wait for the database.
-        at_once = asyncio.Semaphore(3 * self._tools.config.api.max_concurrency)
+        at_once = asyncio.Semaphore(3 * self._tools.config.api.max_concurrency - 2)
         for phone_number, holder in claim.busy.items():
             busy = Busy(str(holder))
             self._note(_failure(phone_number, Traffic(), busy), busy)

@@ -116,12 +116,14 @@ class _Pass:
         self._moves = 0  # signs that the list moved: news at its tail and head, and shrinkages
         self._steady = True
         self._per_page = 0
+        self._said_per_page = 0
         self._last_page = 1
         self._requests = 0
         self._ids: list[int] = []  # of the page read last
         self._news = 0  # how many of them were new
         self._lost = 0  # by how much the total shrank with it
-        self._without_news = 0
+        self._furthest = 0  # page
+        self._without_news = 0  # pages in a row, on the way there
 
     @property
     def calm(self) -> bool:
@@ -167,7 +169,7 @@ class _Pass:
         if width > 1:
             await self._read_side_by_side(width)
         else:
-            await self._read_front(self._per_page, budget=6 * self._last_page + 16)
+            await self._read_front(self._per_page, end=lambda: 6 * self._last_page + 16)
         # In a list of two pages, what a change hides has moved to the first, which is read again.
         self._moves += self._news if tail_known else 0
 
@@ -183,13 +185,16 @@ class _Pass:
             async for page in pages:
                 await self._take(page)
 
-    async def _read_front(self, frontier: int, *, budget: int, at_least: int | None = None) -> None:
+    async def _read_front(
+        self, frontier: int, *, end: Callable[[], int], at_least: int | None = None
+    ) -> None:
         """Read on from the frontier, in rows, in order, to the list's end.
 
-        With `at_least`, only for so many pages, and further while they bring something new.
+        Gives up when the pass has taken as many requests as `end` then says. With `at_least` it
+        reads only so many pages, and further while they bring something new.
         """
         front = _Front(frontier, self._per_page)
-        for _ in range(budget):
+        while self._requests < end():
             number = front.next_page
             enough = at_least is not None and number > at_least and not self._news
             if number > self._last_page or enough:
@@ -211,9 +216,7 @@ class _Pass:
             began, distinct = self._requests, self.distinct
             depth = math.ceil((began - previous) / self._per_page)
             await self._read(1)
-            await self._read_front(
-                self._per_page, budget=max(end - self._requests, 1), at_least=depth
-            )
+            await self._read_front(self._per_page, end=lambda: end, at_least=depth)
             if depth == 1 and self.distinct == distinct:
                 return
             previous = began
@@ -233,7 +236,9 @@ class _Pass:
         self._news = self._seen.add(self._ids)
         self.distinct += self._news
         self.duplicates += len(self._ids) - self._news
-        self._without_news = 0 if self._news else self._without_news + 1
+        if page.number > self._furthest:
+            self._furthest = page.number
+            self._without_news = 0 if self._news else self._without_news + 1
         if self._without_news > MAX_PAGES_WITHOUT_NEWS and self._ids:
             raise ApiUnavailable(
                 f"the list repeats itself: {self._without_news} pages in a row, up to page "
@@ -243,8 +248,11 @@ class _Pass:
     def _compare_extent(self, page: Page) -> None:
         self._lost = 0
         if self._requests == 1:
-            self.first_total, self._per_page = page.total_count, max(page.per_page, 1)
-        elif page.total_count != self.total or page.per_page != self._per_page:
+            self.first_total, self._said_per_page = page.total_count, page.per_page
+            # A server may say that its pages are longer than they are.
+            short = (page.last_page or 0) > 1 and 0 < len(self._ids) < page.per_page
+            self._per_page = max(len(self._ids) if short else page.per_page, 1)
+        elif page.total_count != self.total or page.per_page != self._said_per_page:
             self._steady = False
             if page.total_count is not None and self.total is not None:
                 self._lost = max(self.total - page.total_count, 0)
@@ -252,7 +260,8 @@ class _Pass:
             self._moves += self._lost > 0
         self.total = page.total_count
         if page.last_page is not None:
-            self._last_page = page.last_page
+            rows = page.total_count or 0
+            self._last_page = max(page.last_page, math.ceil(rows / self._per_page))
         else:
             # The API did not say, so the first empty page is the end.
             self._last_page = max(self._last_page, page.number + bool(self._ids))

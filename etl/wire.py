@@ -8,6 +8,7 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -52,6 +53,13 @@ class Rejected(Struct, frozen=True):
     reason: str
     payload: str
 
+    @property
+    def key(self) -> int:
+        """Its id, else a negative number that the same record has whenever it is read."""
+        if self.id is not None:
+            return self.id
+        return ~int.from_bytes(blake2b(self.payload.encode(), digest_size=7).digest())
+
 
 class Page(Struct, frozen=True):
     """One page of a number's list, as it was at `observed_at`, when it was asked for.
@@ -70,8 +78,8 @@ class Page(Struct, frozen=True):
 
     @property
     def ids(self) -> list[int]:
-        """Ids of all its records in the list's order, those that were rejected last."""
-        return [chat.id for chat in self.chats] + [r.id for r in self.rejected if r.id is not None]
+        """An id for each record in the list's order, those that were rejected last."""
+        return [chat.id for chat in self.chats] + [record.key for record in self.rejected]
 
 
 class LinqNumber(Struct, frozen=True):
@@ -150,19 +158,19 @@ def page(body: bytes, number: int, observed_at: datetime) -> Page:
 
 def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int | None]:
     """Length of the list and its last page, as far as `meta` and the rows agree on them."""
-    if rows and 0 in (meta.total_count, meta.total_pages):
+    too_short = meta.total_count is not None and rows > meta.total_count
+    if too_short or (rows and meta.total_pages == 0):
         return None, None
-    last_page = meta.total_pages
+    last_page = full_pages = meta.total_pages
     if meta.total_count is not None:
         # A server may say that its pages are longer than they are, but none of them is empty.
         by_count = math.ceil(meta.total_count / meta.per_page) if meta.per_page else 0
         last_page = min(max(last_page or 0, by_count), meta.total_count) or None
-    if rows == 0 and last_page is not None and number <= last_page:
-        raise BadAnswer(f"an empty page {number} of {last_page}")
-    return (
-        meta.total_count,
-        None if last_page is None and meta.total_count is None else last_page or 1,
-    )
+        full_pages = by_count or last_page
+    if rows == 0 and full_pages is not None and number <= full_pages:
+        raise BadAnswer(f"an empty page {number} of {full_pages}")
+    unknown = last_page is None and meta.total_count is None
+    return meta.total_count, None if unknown else last_page or 1
 
 
 def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:

@@ -39,10 +39,10 @@ class MemoryLinq:
         self.requests = 0
         self.sent: dict[int, dict[str, Any]] = {}
         self.lists: list[frozenset[int]] = []
-        self._time = datetime(2026, 1, 1, tzinfo=UTC)
+        self._time = datetime.now(UTC)
 
     def now(self) -> datetime:
-        self._time += timedelta(milliseconds=1)
+        self._time = max(self._time + timedelta(microseconds=1), datetime.now(UTC))
         return self._time
 
     async def list_chats(self, line: Line, page: int) -> Page:

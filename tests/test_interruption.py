@@ -26,6 +26,8 @@ from command import (
 
 from etl.sandbox import Faults, Sandbox, World, build_world
 
+pytestmark = pytest.mark.slow  # Each test starts processes.
+
 PAGES = 4  # pages of ten that are stored when a run is caught in the middle
 LAST_PAGE = 12
 FEW_SECONDS = 5.0

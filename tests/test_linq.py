@@ -347,7 +347,8 @@ def test_a_refused_token_is_not_tried_again(server: Server, caller: Caller, stat
 
     refused = caller.fail(server.url, list_chats)
 
-    assert (type(refused), refused.exit_code) == (TokenRefused, 4)
+    assert isinstance(refused, TokenRefused)
+    assert refused.exit_code == 4
     assert f"({status})" in str(refused)
     assert caller.traffic == Traffic(requests=1)
 

@@ -204,3 +204,27 @@ def test_a_page_size_that_changes_is_read_again():
         return page_of(ids, number, per_page=size, total_count=12, last_page=math.ceil(12 / size))
 
     assert walk_pages(answer).completeness == "unproved"
+
+
+def test_pages_that_are_shorter_than_said_are_all_read():
+    """A server that cuts its pages to 25 and goes on counting in hundreds hides nothing."""
+    rows = list(range(1, 511))
+
+    def answer(number: int) -> Page:
+        ids = rows[(number - 1) * 25 : number * 25]
+        return page_of(ids, number, per_page=100, total_count=510, last_page=6)
+
+    for width in (1, 4):
+        verdict = walk_pages(answer, width=width)
+        assert (verdict.completeness, verdict.distinct) == ("consistent", 510)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_long_list_without_totals_is_read_to_its_end(width):
+    """However little the API says, no pass stops before the first empty page."""
+
+    def answer(number: int) -> Page:
+        return page_of(range((number - 1) * 2, min(number * 2, 201)), number)
+
+    verdict = walk_pages(answer, width=width, max_passes=2)
+    assert (verdict.completeness, verdict.distinct) == ("unproved", 201)

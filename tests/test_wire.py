@@ -224,7 +224,9 @@ def test_the_others_of_its_page_are_kept() -> None:
 
     assert found.chats == (chat(1), chat(4))
     assert [rejected.id for rejected in found.rejected] == [None, 3]
-    assert found.ids == [1, 4, 3]
+    assert [chat_id for chat_id in found.ids if chat_id > 0] == [1, 4, 3]
+    again = read('[{"id":"x"},{"group":5,"id":3}]')
+    assert [i for i in found.ids if i < 0] == [i for i in again.ids if i < 0] != []
 
 
 def test_duplicates_are_handed_on() -> None:
@@ -526,7 +528,7 @@ def test_another_page_is_no_answer(asked: int) -> None:
         ({"total_pages": 99}, (25, 65, 65)),
         ({"per_page": None}, (2, 65, 3)),
         ({"per_page": 10}, (10, 65, 7)),
-        ({"total_count": 1, "total_pages": 1}, (25, 1, 1)),
+        ({"total_count": 1, "total_pages": 1}, (25, None, None)),
         ({"total_count": None}, (25, None, 3)),
         ({"total_count": None, "per_page": None}, (2, None, 3)),
         ({"total_count": None, "total_pages": None}, (25, None, None)),
@@ -701,3 +703,11 @@ def test_the_code_of_an_odd_error(body: bytes) -> None:
 def test_an_error_without_a_code(body: bytes) -> None:
     """What is not a short name in the known place is no code: it may be people's text."""
     assert error_code(body) is None
+
+
+def test_rows_that_exceed_the_total_make_it_unknown() -> None:
+    """A total that is smaller than the page's own rows is no reason to stop there."""
+    rows = ",".join(f'{{"id":{number}}}' for number in range(100))
+    found = read(f"[{rows}]", meta(total_count=5, total_pages=1, per_page=100))
+
+    assert (found.total_count, found.last_page) == (None, None)
