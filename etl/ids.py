@@ -8,7 +8,6 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from types import TracebackType
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
@@ -36,12 +35,7 @@ class ChatIds:
     def __enter__(self) -> "ChatIds":
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._database.close()
 
     def begin_pass(self) -> None:

@@ -102,6 +102,8 @@ def _tables() -> Iterator[str]:
         for column in table.columns:
             key = " (key)" if column.primary_key else ""
             yield f"| `{column.name}`{key} | {_type(column.type)} | {column.comment} |"
+    for name, comment in tables.VIEWS.items():
+        yield f"\n### {name} (view)\n\n{comment}"
 
 
 def _type(kind: object) -> str:
