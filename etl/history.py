@@ -1,8 +1,4 @@
-"""What changes leave behind: message counts over time, and events, in the change's transaction.
-
-A number's starting stock makes no events: only what appears once its list has been read to the end
-is news. Each chat has its first message count all the same, to count from.
-"""
+"""What changes leave behind: message counts over time, and events, in the change's transaction."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,14 +8,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    and_,
     case,
     exists,
     insert,
     literal,
     not_,
     null,
-    or_,
     select,
 )
 
@@ -30,7 +24,7 @@ from etl.tables import chat_events, chat_message_counts
 def record_counts(connection: Connection, run_id: int) -> None:
     """Note the message counts that are new in the batch."""
     new = chat_changes
-    changed = or_(new.c.is_new, new.c.message_count.is_distinct_from(new.c.old_message_count))
+    changed = new.c.message_count.is_distinct_from(new.c.old_message_count)
     known = exists().where(
         chat_message_counts.c.chat_id == new.c.id,
         chat_message_counts.c.observed_at == new.c.observed_at,
@@ -46,21 +40,13 @@ def record_counts(connection: Connection, run_id: int) -> None:
 def record_chat_events(connection: Connection, run_id: int) -> None:
     """Note what happened to the chats of the batch."""
     new = chat_changes
-    kept = not_(new.c.is_new)
-    nothing = null()
     for kind, happened, old, now in (
-        ("created", and_(new.c.is_new, new.c.news), nothing, nothing),
-        ("restored", and_(kept, new.c.was_removed), nothing, nothing),
-        (
-            "renamed",
-            and_(kept, _differs("display_name")),
-            new.c.old_display_name,
-            new.c.display_name,
-        ),
-        ("service_changed", and_(kept, _differs("service")), new.c.old_service, new.c.service),
+        ("restored", new.c.was_removed, null(), null()),
+        ("renamed", _differs("display_name"), new.c.old_display_name, new.c.display_name),
+        ("service_changed", _differs("service"), new.c.old_service, new.c.service),
         (
             "group_changed",
-            and_(kept, _differs("is_group")),
+            _differs("is_group"),
             _as_text(new.c.old_is_group),
             _as_text(new.c.is_group),
         ),
@@ -76,7 +62,7 @@ def record_chat_events(connection: Connection, run_id: int) -> None:
 def record_handle_events(connection: Connection, run_id: int) -> None:
     """Note who joined and who left in the batch."""
     new = handle_changes
-    joined = and_(new.c.change.in_(("inserted", "restored")), not_(new.c.of_new_chat))
+    joined = new.c.change.in_(("inserted", "restored"))
     for kind, happened, old, now in (
         ("joined", joined, null(), new.c.phone_number),
         ("left", new.c.change == "removed", new.c.phone_number, null()),

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine
 
 from etl import runs
 from etl.absence import Absence, known_chats
+from etl.batch import Listing
 from etl.config import Config, PhoneNumber
 from etl.database import in_reading, in_transaction
 from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
@@ -17,7 +18,6 @@ from etl.phone import e164_or_none
 from etl.removals import Answers, ask_for, suspicious
 from etl.report import Report
 from etl.runs import LastWalk, NumberOutcome
-from etl.staging import Listing
 from etl.walk import Verdict, read_range, walk
 from etl.wire import Chat, Page, Rejected
 from etl.writer import Writer

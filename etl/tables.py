@@ -121,6 +121,12 @@ chats = Table(
         UtcDateTime,
         comment="When the API confirmed that it is gone; null while it exists.",
     ),
+    Column(
+        "digest",
+        BigInteger,
+        comment="Internal: a hash of what the API said of the chat and its participants when they "
+        "were last written. A chat that is read with the same hash is not compared; null: it is.",
+    ),
     comment="One row per chat. Rows are never deleted.",
 )
 

@@ -15,12 +15,12 @@ from typing import Any
 from msgspec import UNSET
 from sqlalchemy import Connection, Engine, Row, and_, func, select
 
+from etl.batch import CHAT_FIELDS, HANDLE_FIELDS
 from etl.config import Config, Token
 from etl.database import database_clock, in_reading
 from etl.errors import ConfigError, RequestRefused
 from etl.linq import Line, Linq
 from etl.pace import Pace, Traffic
-from etl.staging import CHAT_FIELDS, HANDLE_FIELDS
 from etl.tables import chat_handles, chat_phone_numbers, chats
 from etl.wire import Chat, Handle, Rejected, json_text
 

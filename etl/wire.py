@@ -9,10 +9,11 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 T = TypeVar("T")
 
@@ -21,29 +22,52 @@ class BadAnswer(Exception):
     """Not an answer to this request: HTML, cut short, of another shape or for another page."""
 
 
-class Handle(Struct, frozen=True, gc=False):
+class Instant(datetime):
+    """A time in UTC; `text` is the same in ISO 8601."""
+
+    text: str
+
+
+class Extra(str):
+    """Fields that this version does not know, as canonical JSON."""
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        """Itself, as nothing but a text."""
+        return str(self)
+
+
+Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_EXTRA = "what linq-etl does not know"  # beside the names of the API's fields
+
+
+class Handle(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """A participant; a field that the API left out is UNSET, which is not None."""
 
-    id: int
-    phone_number: str | UnsetType | None
-    service: str | UnsetType | None
-    joined_at: datetime | UnsetType | None
-    extra: str | None
+    id: Id
+    phone_number: str | UnsetType | None = UNSET
+    service: str | UnsetType | None = UNSET
+    joined_at: Instant | UnsetType | None = UNSET
+    extra: Extra | None = field(default=None, name=_EXTRA)
 
 
-class Chat(Struct, frozen=True):
-    """A chat; UNSET as in Handle. `handles` is None where the API gave no list of them.
+class Chat(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A chat; UNSET as in Handle. `handles` is None where the API gave no list of them."""
 
-    `extra` is canonical JSON text of the fields that this version does not know.
-    """
+    id: Id
+    display_name: str | UnsetType | None = UNSET
+    service: str | UnsetType | None = UNSET
+    is_group: bool | UnsetType | None = field(default=UNSET, name="group")
+    message_count: Id | UnsetType | None = UNSET
+    extra: Extra | None = field(default=None, name=_EXTRA)
+    handles: tuple[Handle, ...] | None = field(default=None, name="chat_handles")
 
-    id: int
-    display_name: str | UnsetType | None
-    service: str | UnsetType | None
-    is_group: bool | UnsetType | None
-    message_count: int | UnsetType | None
-    extra: str | None
-    handles: tuple[Handle, ...] | None
+    @property
+    def digest(self) -> int:
+        """The same number, of 64 bits with a sign, for the same content and for no other."""
+        return int.from_bytes(blake2b(_encode(self), digest_size=8).digest(), signed=True)
 
 
 class Rejected(Struct, frozen=True):
@@ -89,25 +113,6 @@ class LinqNumber(Struct, frozen=True):
     forwarding_number: str | None = None
 
 
-Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-
-
-class _WireHandle(Struct):
-    id: Id
-    phone_number: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
-    joined_at: str | UnsetType | None = UNSET
-
-
-class _WireChat(Struct):
-    id: Id
-    display_name: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
-    group: bool | UnsetType | None = UNSET
-    message_count: Id | UnsetType | None = UNSET
-    chat_handles: list[_WireHandle] | UnsetType | None = UNSET
-
-
 class _WireMeta(Struct):
     page: int | None = None
     total_pages: Annotated[int, Meta(ge=0)] | None = None
@@ -120,6 +125,11 @@ class _WirePage(Struct):
     meta: _WireMeta | None = None
 
 
+class _PlainPage(Struct):
+    data: tuple[Chat, ...]
+    meta: _WireMeta | None = None
+
+
 class _WireSingle(Struct):
     data: dict[str, Any]
 
@@ -129,31 +139,48 @@ class _WirePhoneNumbers(Struct):
 
 
 _TOO_DEEP = "JSON that is nested too deeply"
-_CHAT_FIELDS = frozenset(_WireChat.__struct_fields__)
-_HANDLE_FIELDS = frozenset(_WireHandle.__struct_fields__)
+_CHAT_FIELDS = frozenset(Chat.__struct_encode_fields__) - {_EXTRA}
+_HANDLE_FIELDS = frozenset(Handle.__struct_encode_fields__) - {_EXTRA}
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _UNSTORABLE_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 def page(body: bytes, number: int, observed_at: datetime) -> Page:
     """The answer to List Chats for that page. Raises BadAnswer if it is none."""
-    document, cleaned = _json(body)
-    wire = _convert(document, _WirePage)
-    meta = wire.meta or _WireMeta()
+    plain = _plain_page(body)
+    if plain:
+        records: list[Chat | Rejected] = []
+        meta, chats, cleaned = plain.meta, plain.data, 0
+    else:
+        document, cleaned = _json(body)
+        wire = _convert(document, _WirePage)
+        records = [_record(item) for item in wire.data]
+        meta, chats = wire.meta, tuple(record for record in records if isinstance(record, Chat))
+    meta = meta or _WireMeta()
     if meta.page not in (None, number):
         raise BadAnswer(f"an answer for page {meta.page} to a request for page {number}")
-    total_count, last_page = _extent(meta, number, rows=len(wire.data))
-    records = [_record(item) for item in wire.data]
+    rows = len(records or chats)
+    total_count, last_page = _extent(meta, number, rows=rows)
     return Page(
         number=number,
-        per_page=meta.per_page or len(wire.data),
+        per_page=meta.per_page or rows,
         total_count=total_count,
         last_page=last_page,
-        chats=tuple(record for record in records if isinstance(record, Chat)),
+        chats=chats,
         rejected=tuple(record for record in records if isinstance(record, Rejected)),
         texts_cleaned=cleaned,
         observed_at=observed_at,
     )
+
+
+def _plain_page(body: bytes) -> _PlainPage | None:
+    """The page, decoded at once, if there is nothing on it that takes a closer look."""
+    if _UNSTORABLE_ESCAPE.search(body):
+        return None
+    try:
+        return _decode_plain_page(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int | None]:
@@ -249,56 +276,52 @@ def _record(item: Any) -> Chat | Rejected:
         return _chat(item)
     except RecursionError:
         raise BadAnswer(_TOO_DEEP) from None
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         chat_id = item.get("id") if isinstance(item, dict) else None
         known = type(chat_id) is int and -(2**63) <= chat_id < 2**63
         return Rejected(chat_id if known else None, str(error), json_text(item))
 
 
 def _chat(item: Any) -> Chat:
-    wire = msgspec.convert(item, _WireChat)
-    handles = None
-    if wire.chat_handles:
-        handles = tuple(map(_handle, wire.chat_handles, item["chat_handles"]))
-    elif wire.chat_handles == []:
-        handles = ()
-    return Chat(
-        id=wire.id,
-        display_name=wire.display_name,
-        service=wire.service,
-        is_group=wire.group,
-        message_count=wire.message_count,
-        extra=_extra(item, _CHAT_FIELDS),
-        handles=handles,
-    )
+    record = _plain(item, _CHAT_FIELDS)
+    if isinstance(record, dict) and isinstance(handles := record.get("chat_handles"), list):
+        record["chat_handles"] = [_plain(handle, _HANDLE_FIELDS) for handle in handles]
+    return msgspec.convert(record, Chat, dec_hook=_convert_value)
 
 
-def _handle(wire: _WireHandle, item: dict[str, Any]) -> Handle:
-    joined_at = wire.joined_at
-    return Handle(
-        id=wire.id,
-        phone_number=wire.phone_number,
-        service=wire.service,
-        joined_at=_utc(joined_at) if isinstance(joined_at, str) else joined_at,
-        extra=_extra(item, _HANDLE_FIELDS),
-    )
+def _plain(record: Any, fields: frozenset[str]) -> Any:
+    """The record, with what this version does not know of it as one text."""
+    if not isinstance(record, dict) or record.keys() <= fields:
+        return record
+    unknown = {name: record[name] for name in record.keys() - fields}
+    known = {name: value for name, value in record.items() if name in fields}
+    return known | {_EXTRA: Extra(json_text(unknown))}
+
+
+def _convert_value(kind: type, value: Any) -> Instant | Extra:
+    """What msgspec leaves to us: times, and no field of an answer but our own `extra`."""
+    if kind is Instant and isinstance(value, str):
+        return _utc(value)
+    if isinstance(value, Extra):
+        return value
+    raise TypeError("Not a text")
 
 
 @lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.
-def _utc(text: str) -> datetime:
+def _utc(text: str) -> Instant:
     """An ISO 8601 time with any offset and fraction; UTC where it names no offset."""
     try:
-        moment = datetime.fromisoformat(text.strip().upper())
-    except ValueError:
+        moment = Instant.fromisoformat(text.strip().upper())
+        instant = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         # Not the parser's own words, which repeat the text.
-        raise ValueError("joined_at is not a time") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        raise ValueError("Not a time") from None
+    instant.text = instant.isoformat()
+    return instant
 
 
-def _extra(item: dict[str, Any], known: frozenset[str]) -> str | None:
-    if item.keys() <= known:
-        return None
-    return json_text({key: item[key] for key in item.keys() - known})
+_decode_plain_page = msgspec.json.Decoder(_PlainPage, dec_hook=_convert_value).decode
+_encode = msgspec.json.Encoder(enc_hook=attrgetter("text")).encode
 
 
 def json_text(value: Any) -> str:

@@ -14,10 +14,10 @@ from sqlalchemy import Engine
 
 from etl import leases, runs
 from etl.absence import Absence, store_absence
+from etl.batch import Listing
 from etl.database import writing
 from etl.pace import Traffic
 from etl.runs import NumberOutcome
-from etl.staging import Listing
 from etl.store import store
 
 BATCH = 50

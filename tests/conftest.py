@@ -125,11 +125,12 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
 
 @pytest.fixture
 def rows(engine: Engine) -> Rows:
-    """Reads a whole table, in the order of its key."""
+    """Reads a whole table, in the order of its key; not the digests, which nobody reads."""
 
     def read(table: Table) -> list[dict[str, Any]]:
+        columns = [column for column in table.columns if column.name != "digest"]
         with reading(engine) as connection:
-            found = connection.execute(select(table).order_by(*table.primary_key))
+            found = connection.execute(select(*columns).order_by(*table.primary_key))
             return [dict(row) for row in found.mappings()]
 
     return read

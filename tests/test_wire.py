@@ -319,7 +319,7 @@ def test_a_reason_does_not_repeat_the_text(written: str) -> None:
     """What stands in a time's place may be people's text: the reason only says that it is none."""
     rejected = only_rejected(f'{{"id":1,"chat_handles":[{{"id":2,"joined_at":"{written}"}}]}}')
 
-    assert rejected.reason == "joined_at is not a time"
+    assert rejected.reason == "Not a time - at `$.chat_handles[0].joined_at`"
 
 
 def test_names_are_any_text() -> None:

@@ -13,12 +13,12 @@ from sqlalchemy import Engine, Table, event
 from sqlalchemy.exc import OperationalError
 
 from etl import runs, wire
+from etl.batch import Listing
 from etl.config import PhoneNumber
 from etl.database import writing
 from etl.errors import DatabaseError, LeaseLost
 from etl.pace import Traffic
 from etl.runs import NumberOutcome
-from etl.staging import Listing
 from etl.tables import chats, phone_numbers, sync_run_numbers
 from etl.writer import BATCH, Writer
 
