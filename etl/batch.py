@@ -7,12 +7,13 @@ nothing more is looked at. What is left is new, or to be compared field by field
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import NamedTuple
 
-from msgspec import UNSET, Struct
-from sqlalchemy import Connection, func, or_, select, update
+from msgspec import UNSET, Struct, structs
+from sqlalchemy import Connection, case, func, select
 
-from etl.bulk import Forms, Row, given_integers
+from etl.bulk import Forms, Row, column_lists, given_ids
 from etl.tables import chat_handles, chats
 from etl.wire import Chat, Handle, Page
 
@@ -20,7 +21,17 @@ CHAT_FIELDS = ("display_name", "service", "is_group", "message_count", "extra")
 HANDLE_FIELDS = ("phone_number", "service", "joined_at", "extra")
 
 
-@dataclass(frozen=True, slots=True)
+class Reading(Struct, frozen=True, gc=False):
+    """What the API said of a chat, and when; `seen_under` is the number for which it is counted."""
+
+    chat: Chat
+    digest: int
+    seen_under: str
+    news: bool
+    observed_at: datetime
+
+
+@dataclass(frozen=True)
 class Listing:
     """A page of a number's list; `news` once that number's list has been read to the end before.
 
@@ -33,40 +44,34 @@ class Listing:
     news: bool
     listed: bool = True
 
-
-class Reading(Struct, frozen=True, gc=False):
-    """What the API last said of a chat, and under which number it is counted: who listed it first.
-
-    `digest` is the chat's.
-    """
-
-    chat: Chat
-    digest: int
-    seen_under: str
-    news: bool
-    observed_at: datetime
+    @cached_property
+    def readings(self) -> list[Reading]:
+        """Its chats, each with its digest."""
+        under, news, observed_at = self.phone_number, self.news, self.page.observed_at
+        return [Reading(chat, chat.digest, under, news, observed_at) for chat in self.page.chats]
 
 
 class Sorted(NamedTuple):
     """The readings of chats that are not stored yet, and of those that are, but not just so.
 
-    The last are those of `changed` whose chat is stored without a digest.
+    `undigested` are the ids of those among the latter that are stored without a digest.
     """
 
     new: list[Reading]
     changed: list[Reading]
-    undigested: list[Reading]
+    undigested: list[int]
 
 
-def readings(listings: Iterable[Listing]) -> dict[int, Reading]:
-    """The batch by chat; of one that is there twice, what was read last."""
+def latest_readings(listings: Iterable[Listing]) -> dict[int, Reading]:
+    """The batch by chat: what was read last, counted for the number that listed it first."""
     found: dict[int, Reading] = {}
     for listing in sorted(listings, key=_observed_at):
-        under, news, observed_at = listing.phone_number, listing.news, listing.page.observed_at
-        for chat in listing.page.chats:
-            before = found.get(chat.id)
-            seen_under = before.seen_under if before else under
-            found[chat.id] = Reading(chat, chat.digest, seen_under, news, observed_at)
+        for reading in listing.readings:
+            before = found.get(reading.chat.id)
+            if before and before.seen_under != reading.seen_under:
+                found[reading.chat.id] = structs.replace(reading, seen_under=before.seen_under)
+            else:
+                found[reading.chat.id] = reading
     return found
 
 
@@ -81,52 +86,49 @@ def memberships(listings: Iterable[Listing]) -> dict[str, dict[int, datetime]]:
 
 
 def sort_out(connection: Connection, readings: Mapping[int, Reading], now: datetime) -> Sorted:
-    """Drop what is stored just as it was read, and what is older than what is stored.
+    """Drop what is stored just as it was read, and what is older than what is stored."""
+    stored = _stored_digests(connection, readings) if readings else {}
+    new = [reading for chat_id, reading in readings.items() if chat_id not in stored]
+    changed = [readings[i] for i, digest in stored.items() if digest != readings[i].digest]
+    if changed:
+        newer = _newer_rows(connection, changed, now)
+        changed = [reading for reading in changed if reading.chat.id not in newer]
+    undigested = [r.chat.id for r in changed if stored[r.chat.id] is None]
+    return Sorted(new, changed, undigested)
+
+
+def _stored_digests(connection: Connection, chat_ids: Iterable[int]) -> dict[int, int | None]:
+    """The digests of the chats that are stored; none of one that is marked as removed."""
+    here = select(chats.c.id, case((chats.c.removed_at.is_(None), chats.c.digest)))
+    ids, digests = column_lists(
+        connection, here.where(chats.c.id.in_(given_ids(connection, chat_ids)))
+    )
+    return dict(zip(ids, digests, strict=True))  # type: ignore[arg-type]
+
+
+def _newer_rows(connection: Connection, readings: Iterable[Reading], now: datetime) -> set[int]:
+    """The chats of which a row, or a participant's, has changed since they were read.
 
     A row from the future is no newer than anything, so that it does not stay for ever.
     """
-    found = Sorted([], [], [])
-    if not readings:
-        return found
-    pairs = [(chat_id, reading.digest) for chat_id, reading in readings.items()]
-    given = given_integers(connection, pairs, "id", "digest")
-    same_chat, past = chat_handles.c.chat_id == chats.c.id, chat_handles.c.changed_at <= now
+    observed_at = {reading.chat.id: reading.observed_at for reading in readings}
     # Grouped, because PostgreSQL would look for the largest of all in the index of that column.
     handles_changed_at = (
         select(func.max(chat_handles.c.changed_at))
-        .where(same_chat, past)
+        .where(chat_handles.c.chat_id == chats.c.id, chat_handles.c.changed_at <= now)
         .group_by(chat_handles.c.chat_id)
+        .scalar_subquery()
     )
-    differs = or_(chats.c.digest.is_distinct_from(given.c.digest), chats.c.removed_at.is_not(None))
     rows = connection.execute(
-        select(
-            given.c.id,
-            chats.c.digest,
-            chats.c.changed_at,
-            handles_changed_at.scalar_subquery(),
+        select(chats.c.id, chats.c.changed_at, handles_changed_at).where(
+            chats.c.id.in_(given_ids(connection, observed_at))
         )
-        .select_from(given.outerjoin(chats, chats.c.id == given.c.id))
-        .where(differs)
     )
-    for chat_id, digest, changed_at, handles_at in rows:
-        reading = readings[chat_id]
-        if changed_at is None:
-            found.new.append(reading)
-        elif not any(at and reading.observed_at < at <= now for at in (changed_at, handles_at)):
-            found.changed.append(reading)
-            if digest is None:
-                found.undigested.append(reading)
-    return found
-
-
-def note_digests(connection: Connection, readings: Iterable[Reading]) -> None:
-    """Keep the digests of what is now stored as it was read."""
-    pairs = [(reading.chat.id, reading.digest) for reading in readings]
-    given = given_integers(connection, pairs, "id", "digest")
-    other = chats.c.digest.is_distinct_from(given.c.digest)
-    connection.execute(
-        update(chats).where(chats.c.id == given.c.id, other).values(digest=given.c.digest)
-    )
+    return {
+        chat_id
+        for chat_id, *times in rows
+        if any(at and observed_at[chat_id] < at <= now for at in times)
+    }
 
 
 def chat_values(chat: Chat, forms: Forms) -> Row:

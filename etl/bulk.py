@@ -1,8 +1,9 @@
-"""Many rows in one statement, into a table or into a query.
+"""Many rows at once: into a table, into a query, and out of one.
 
-Into a table: COPY in PostgreSQL, long lists of VALUES in SQLite. The latter is not a matter of
-taste: a statement a row hands the interpreter's lock back and forth with whoever decodes the next
-pages, which made it 37 times slower beside a busy thread. Into a query: one JSON text.
+Into a table by COPY in PostgreSQL and long lists of VALUES in SQLite; in and out of a query as one
+JSON text. That is not a matter of taste: SQLite's driver hands the interpreter's lock back and
+forth with whoever decodes the next pages, once for each row that it takes or gives, which made a
+statement a row 37 times slower beside a busy thread.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +15,9 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     Dialect,
-    Subquery,
+    Select,
     Table,
     Text,
     cast,
@@ -65,16 +65,22 @@ def forms(connection: Connection) -> Forms:
     return Forms(time=lambda time: time, json=lambda text: Jsonb(text, dumps=str))
 
 
-def given_integers(connection: Connection, rows: Sequence[Any], *names: str) -> Subquery:
-    """Rows of integers, one for each name, as a table to select from."""
-    text = literal(msgspec.json.encode(rows).decode(), Text)
-    value: ColumnElement[Any]
-    if connection.dialect.name == "postgresql":
-        value = func.jsonb_array_elements(cast(text, JSONB)).column_valued("given")
-    else:
-        value = func.json_each(text).table_valued("value", name="given").c.value
-    cells = (cast(value.op("->>")(position), BigInteger) for position in range(len(names)))
-    return select(*(cell.label(name) for cell, name in zip(cells, names, strict=True))).subquery()
+def given_ids(connection: Connection, ids: Iterable[int]) -> Select[tuple[int]]:
+    """These ids, to select from."""
+    text = literal(msgspec.json.encode(list(ids)).decode(), Text)
+    if connection.dialect.name == "sqlite":
+        return select(func.json_each(text).table_valued("value").c.value)
+    return select(
+        cast(func.jsonb_array_elements_text(cast(text, JSONB)).column_valued(), BigInteger)
+    )
+
+
+def column_lists(connection: Connection, query: Select[Any]) -> list[list[int | None]]:
+    """What the query finds, a list for each of its columns, which are of integers."""
+    collect = func.json_group_array if connection.dialect.name == "sqlite" else func.json_agg
+    found = query.subquery()
+    texts = connection.execute(select(*(cast(collect(c), Text) for c in found.columns))).one()
+    return [msgspec.json.decode(text or "[]", type=list[int | None]) for text in texts]
 
 
 @lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.

@@ -25,7 +25,8 @@ from sqlalchemy import (
     update,
 )
 
-from etl.batch import CHAT_FIELDS, HANDLE_FIELDS, Reading, note_digests
+from etl.batch import CHAT_FIELDS, HANDLE_FIELDS, Reading
+from etl.bulk import given_ids
 from etl.history import record_chat_events, record_counts, record_handle_events
 from etl.staging import chat_changes, handle_changes, stage, staged_chats, staged_handles
 from etl.tables import chat_handles, chats
@@ -34,9 +35,16 @@ Counts = dict[str, Counter[str]]
 
 
 def apply_changes(
-    connection: Connection, readings: Sequence[Reading], counts: Counts, run_id: int
+    connection: Connection,
+    readings: Sequence[Reading],
+    undigested: Sequence[int],
+    counts: Counts,
+    run_id: int,
 ) -> None:
-    """Write what these readings change, and count it for the number of each."""
+    """Write what these readings change, and count it for the number of each.
+
+    Of a chat of which nothing has changed, nothing is written, unless it had no digest.
+    """
     stage(connection, readings)
     changed_chats = _find_chat_changes(connection)
     changed_handles = _find_handle_changes(connection)
@@ -48,9 +56,10 @@ def apply_changes(
     if changed_handles:
         changes = _count_handles(connection, counts)
         _apply_handle_changes(connection, changes)
-        touched = set(connection.execute(select(handle_changes.c.chat_id)).scalars())
-        note_digests(connection, (r for r in readings if r.chat.id in touched))
         record_handle_events(connection, run_id)
+        _note_digests(connection, select(handle_changes.c.chat_id))
+    if undigested:
+        _note_digests(connection, given_ids(connection, undigested))
 
 
 # Comparing
@@ -160,6 +169,15 @@ def _apply_chat_changes(connection: Connection) -> None:
             changed_at=new.c.observed_at,
             removed_at=None,
         )
+    )
+
+
+def _note_digests(connection: Connection, chat_ids: Select[tuple[int]]) -> None:
+    other = chats.c.digest.is_distinct_from(staged_chats.c.digest)
+    connection.execute(
+        update(chats)
+        .where(chats.c.id == _each(staged_chats.c.id), staged_chats.c.id.in_(chat_ids), other)
+        .values(digest=staged_chats.c.digest)
     )
 
 

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 from tenacity import (
@@ -32,6 +32,11 @@ MAX_WAIT_SECONDS: Final = 30.0  # the exponential back-off grows to this
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 _PATH = "/api/partner/v2"
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+    "User-Agent": f"linq-etl/{__version__}",
+}
 T = TypeVar("T")
 Decode = Callable[[bytes, datetime], T]  # from a body and when it was asked for
 
@@ -68,15 +73,16 @@ class Linq:
         self._tried: set[Token] = set()
         self._refused: set[Token] = set()
         self._barred: _Transient | None = None  # once the API has asked to wait for too long
+        self._url = httpx.URL(settings.base_url.rstrip("/") + _PATH)
         self._tls = httpx.create_ssl_context()
-        self._idle: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncHTTPTransport] = []
 
     async def __aenter__(self) -> "Linq":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for client in self._idle:
-            await client.aclose()
+        for transport in self._idle:
+            await transport.aclose()
 
     async def list_chats(self, line: Line, page: int) -> Page:
         """Read one page, counted from 1, of the number's list."""
@@ -171,16 +177,15 @@ class Linq:
     async def _send(
         self, token: Token, path: str, params: Mapping[str, str | int] | None
     ) -> tuple[httpx.Response, bytes]:
-        # A client for each request that is under way, used again: httpx looks through all of a
-        # client's connections several times per request, which made 16 of them twice as dear.
-        client = self._idle.pop() if self._idle else self._client()
-        request = client.build_request(
-            "GET", path, params=params, headers={"X-LINQ-INTEGRATION-TOKEN": token.value}
-        )
+        # A transport for each request that is under way, used again, and no client around it: that
+        # looks after cookies, redirects and logins, which this API has not, for half as long as
+        # the request takes, and through all its connections several times per request.
+        transport = self._idle.pop() if self._idle else self._transport()
+        request = self._request(token, path, params)
         try:
             # httpx bounds each read; this bounds the request, should the body come in drops.
             async with asyncio.timeout(self._settings.timeout_seconds):
-                response = await client.send(request, stream=True)
+                response = await transport.handle_async_request(request)
                 try:
                     return response, await _body(response)
                 finally:
@@ -193,20 +198,24 @@ class Linq:
             # Its text may hold the URL, and with it the phone number.
             raise _Transient(f"the connection broke ({type(error).__name__})") from None
         finally:
-            self._idle.append(client)
+            self._idle.append(transport)
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self._settings.base_url.rstrip("/") + _PATH,
-            headers={"Accept": "application/json", "User-Agent": f"linq-etl/{__version__}"},
-            timeout=self._settings.timeout_seconds,
-            limits=httpx.Limits(max_connections=1),
+    def _request(
+        self, token: Token, path: str, params: Mapping[str, str | int] | None
+    ) -> httpx.Request:
+        url = self._url.copy_with(path=self._url.path + path)
+        return httpx.Request(
+            "GET",
+            url.copy_with(query=urlencode(params).encode()) if params else url,
+            headers={**_HEADERS, "X-LINQ-INTEGRATION-TOKEN": token.value},
+            extensions={"timeout": httpx.Timeout(self._settings.timeout_seconds).as_dict()},
+        )
+
+    def _transport(self) -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(
             verify=self._tls,
-            follow_redirects=False,
-            # A cookie would go from one token's answer into another's request.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            # A proxy from the environment must not see a token that is meant for loopback.
-            trust_env=not is_loopback(urlsplit(self._settings.base_url).hostname or ""),
+            limits=httpx.Limits(max_connections=1),
+            proxy=_proxy(self._settings.base_url),
         )
 
 
@@ -289,6 +298,17 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
         status=status,
         code=code,
     )
+
+
+def _proxy(base_url: str) -> str | None:
+    """The environment's proxy for that URL; none may see a token that is meant for loopback."""
+    url = urlsplit(base_url)
+    host = url.hostname or ""
+    if is_loopback(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 async def _body(response: httpx.Response) -> bytes:

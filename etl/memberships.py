@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, and_, func, or_, select, update
 
-from etl.bulk import forms, given_integers, insert_rows
+from etl.bulk import forms, given_ids, insert_rows
 from etl.tables import chat_phone_numbers
 
 _links = chat_phone_numbers
@@ -42,18 +42,19 @@ def _unlisted(
     connection: Connection, phone_number: str, chat_ids: Collection[int]
 ) -> list[tuple[int, datetime | None]]:
     """Those that are not in the list as it is stored, and since when; None if they never were."""
-    given = given_integers(connection, [[chat_id] for chat_id in chat_ids], "id")
+    given = given_ids(connection, chat_ids).subquery()
+    (chat_id,) = given.columns
     since = func.coalesce(_links.c.removed_at, _links.c.missing_since)
-    same = and_(_links.c.phone_number == phone_number, _links.c.chat_id == given.c.id)
+    same = and_(_links.c.phone_number == phone_number, _links.c.chat_id == chat_id)
     rows = connection.execute(
-        select(given.c.id, since)
+        select(chat_id, since)
         .select_from(given.outerjoin(_links, same))
         .where(or_(_links.c.chat_id.is_(None), since.is_not(None)))
     )
-    return [(chat_id, moment) for chat_id, moment in rows]
+    return [(found, moment) for found, moment in rows]
 
 
 def _bring_back(connection: Connection, phone_number: str, chat_ids: Collection[int]) -> None:
-    given = given_integers(connection, [[chat_id] for chat_id in chat_ids], "id")
-    mine = and_(_links.c.phone_number == phone_number, _links.c.chat_id.in_(select(given.c.id)))
+    ids = given_ids(connection, chat_ids)
+    mine = and_(_links.c.phone_number == phone_number, _links.c.chat_id.in_(ids))
     connection.execute(update(_links).where(mine).values(removed_at=None, missing_since=None))

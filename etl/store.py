@@ -12,7 +12,14 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, select
 
 from etl.additions import add_chats
-from etl.batch import Listing, Reading, handles_of, memberships, note_digests, readings, sort_out
+from etl.batch import (
+    Listing,
+    Reading,
+    handles_of,
+    latest_readings,
+    memberships,
+    sort_out,
+)
 from etl.changes import Counts, apply_changes
 from etl.memberships import store_memberships
 from etl.tables import rejected_records
@@ -25,14 +32,12 @@ def store(
     """Write the pages; return the run log's counts per number."""
     _plan_by_index(connection)
     counts = {listing.phone_number: Counter[str]() for listing in listings}
-    new, changed, undigested = sort_out(connection, readings(listings), now)
+    new, changed, undigested = sort_out(connection, latest_readings(listings), now)
     if new:
         add_chats(connection, new, run_id)
         _count_additions(new, counts)
     if changed:
-        apply_changes(connection, changed, counts, run_id)
-    if undigested:
-        note_digests(connection, undigested)
+        apply_changes(connection, changed, undigested, counts, run_id)
     new_ids = {reading.chat.id for reading in new}
     store_memberships(connection, memberships(listings), new_chats=new_ids, now=now)
     _store_rejected(connection, listings, run_id, counts)

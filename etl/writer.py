@@ -46,6 +46,8 @@ class Writer:
 
     async def put(self, item: Item) -> None:
         """Hand over a page, or how a number ended; waits while the writer is behind."""
+        if isinstance(item, Listing):
+            _ = item.readings  # Made now, because the thread that writes has more to do than this.
         await self._queue.put(item)
 
     async def drain(self) -> None:
