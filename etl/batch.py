@@ -4,18 +4,21 @@ Compared with what is stored by one hash a chat, most of what is read turns out 
 nothing more is looked at. What is left is new, or to be compared field by field.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec import UNSET, Struct, structs
 from sqlalchemy import Connection, case, func, select
 
-from etl.bulk import Forms, Row, column_lists, given_ids
+from etl.bulk import Forms, Row, given_ids, stored_of
 from etl.tables import chat_handles, chats
 from etl.wire import Chat, Handle, Page
+
+Counts = dict[str, Counter[str]]  # of the run log, per number
 
 CHAT_FIELDS = ("display_name", "service", "is_group", "message_count", "extra")
 HANDLE_FIELDS = ("phone_number", "service", "joined_at", "extra")
@@ -87,7 +90,8 @@ def memberships(listings: Iterable[Listing]) -> dict[str, dict[int, datetime]]:
 
 def sort_out(connection: Connection, readings: Mapping[int, Reading], now: datetime) -> Sorted:
     """Drop what is stored just as it was read, and what is older than what is stored."""
-    stored = _stored_digests(connection, readings) if readings else {}
+    digest = case((chats.c.removed_at.is_(None), chats.c.digest))
+    stored = stored_of(connection, readings, chats.c.id, digest)
     new = [reading for chat_id, reading in readings.items() if chat_id not in stored]
     changed = [readings[i] for i, digest in stored.items() if digest != readings[i].digest]
     if changed:
@@ -97,31 +101,23 @@ def sort_out(connection: Connection, readings: Mapping[int, Reading], now: datet
     return Sorted(new, changed, undigested)
 
 
-def _stored_digests(connection: Connection, chat_ids: Iterable[int]) -> dict[int, int | None]:
-    """The digests of the chats that are stored; none of one that is marked as removed."""
-    here = select(chats.c.id, case((chats.c.removed_at.is_(None), chats.c.digest)))
-    ids, digests = column_lists(
-        connection, here.where(chats.c.id.in_(given_ids(connection, chat_ids)))
-    )
-    return dict(zip(ids, digests, strict=True))  # type: ignore[arg-type]
-
-
 def _newer_rows(connection: Connection, readings: Iterable[Reading], now: datetime) -> set[int]:
     """The chats of which a row, or a participant's, has changed since they were read.
 
     A row from the future is no newer than anything, so that it does not stay for ever.
     """
     observed_at = {reading.chat.id: reading.observed_at for reading in readings}
+    given = given_ids(connection, observed_at)
     # Grouped, because PostgreSQL would look for the largest of all in the index of that column.
     handles_changed_at = (
         select(func.max(chat_handles.c.changed_at))
-        .where(chat_handles.c.chat_id == chats.c.id, chat_handles.c.changed_at <= now)
+        .where(chat_handles.c.chat_id == given.c.id, chat_handles.c.changed_at <= now)
         .group_by(chat_handles.c.chat_id)
         .scalar_subquery()
     )
     rows = connection.execute(
-        select(chats.c.id, chats.c.changed_at, handles_changed_at).where(
-            chats.c.id.in_(given_ids(connection, observed_at))
+        select(given.c.id, chats.c.changed_at, handles_changed_at).select_from(
+            given.outerjoin(chats, chats.c.id == given.c.id)
         )
     )
     return {
@@ -133,17 +129,25 @@ def _newer_rows(connection: Connection, readings: Iterable[Reading], now: dateti
 
 def chat_values(chat: Chat, forms: Forms) -> Row:
     """The chat's values in the order of CHAT_FIELDS, null where the API left one out."""
-    told = (chat.display_name, chat.service, chat.is_group, chat.message_count)
-    return (*_nulled(told), forms.json(chat.extra) if chat.extra else None)
+    values = (chat.display_name, chat.service, chat.is_group, chat.message_count, chat.extra)
+    if chat.extra is None and UNSET not in values:
+        return values
+    return (*map(told, values[:4]), None if chat.extra is None else forms.json(chat.extra))
 
 
 def handle_values(handle: Handle, forms: Forms) -> Row:
     """The same for a participant and HANDLE_FIELDS."""
     joined_at = handle.joined_at
-    if isinstance(joined_at, datetime):
-        joined_at = forms.time(joined_at)
-    told = (handle.phone_number, handle.service, joined_at)
-    return (*_nulled(told), forms.json(handle.extra) if handle.extra else None)
+    at = forms.time(joined_at) if isinstance(joined_at, datetime) else joined_at
+    values = (handle.phone_number, handle.service, at, handle.extra)
+    if handle.extra is None and UNSET not in values:
+        return values
+    return (*map(told, values[:3]), None if handle.extra is None else forms.json(handle.extra))
+
+
+def told(value: Any) -> Any:
+    """The value, null where the API left it out."""
+    return None if value is UNSET else value
 
 
 def handles_of(chat: Chat) -> Collection[Handle]:
@@ -151,10 +155,6 @@ def handles_of(chat: Chat) -> Collection[Handle]:
     handles = chat.handles or ()
     by_id = {handle.id: handle for handle in handles}
     return handles if len(by_id) == len(handles) else by_id.values()
-
-
-def _nulled(values: Row) -> Row:
-    return tuple(None if v is UNSET else v for v in values) if UNSET in values else values
 
 
 def _observed_at(listing: Listing) -> datetime:

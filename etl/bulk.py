@@ -9,17 +9,20 @@ statement a row 37 times slower beside a busy thread.
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
     BigInteger,
+    Column,
+    ColumnElement,
     Connection,
     Dialect,
-    Select,
+    Subquery,
     Table,
     Text,
+    and_,
     cast,
     func,
     insert,
@@ -30,17 +33,20 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 Row = tuple[Any, ...]
 
+_decode_list = msgspec.json.Decoder(list[Any]).decode
+
 # Rows in one statement in SQLite: a few sizes, so that few statements are prepared and kept. The
-# largest is such that every table stays below 32,766 parameters, which is SQLite's own limit.
-_SIZES = (2048, 256, 32, 4, 1)
+# largest keeps 13 columns below 32,766 parameters, which is SQLite's own limit.
+_SIZES = (2500, 500, 100, 20, 4, 1)
 
 
 def insert_rows(
-    connection: Connection, table: Table, names: Sequence[str], rows: Sequence[Row]
+    connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
 ) -> None:
     """Insert rows: a value for each of these columns, which are in the table's order.
 
-    Times and JSON texts are in the database's `forms`.
+    Times and JSON texts are in the database's `forms`. PostgreSQL stores the first rows while the
+    next are still being made, if `rows` makes them one by one.
     """
     if connection.dialect.name == "postgresql":
         _copy(connection, table, names, rows)
@@ -65,22 +71,37 @@ def forms(connection: Connection) -> Forms:
     return Forms(time=lambda time: time, json=lambda text: Jsonb(text, dumps=str))
 
 
-def given_ids(connection: Connection, ids: Iterable[int]) -> Select[tuple[int]]:
-    """These ids, to select from."""
+def given_ids(connection: Connection, ids: Iterable[int]) -> Subquery:
+    """These ids as a table with the one column `id`."""
     text = literal(msgspec.json.encode(list(ids)).decode(), Text)
+    value: ColumnElement[int]
     if connection.dialect.name == "sqlite":
-        return select(func.json_each(text).table_valued("value").c.value)
-    return select(
-        cast(func.jsonb_array_elements_text(cast(text, JSONB)).column_valued(), BigInteger)
-    )
+        value = func.json_each(text).table_valued("value", name="given").c.value
+    else:
+        texts = func.jsonb_array_elements_text(cast(text, JSONB))
+        value = cast(texts.column_valued("given"), BigInteger)
+    return select(value.label("id")).subquery()
 
 
-def column_lists(connection: Connection, query: Select[Any]) -> list[list[int | None]]:
-    """What the query finds, a list for each of its columns, which are of integers."""
+def stored_of(
+    connection: Connection,
+    ids: Iterable[int],
+    key: Column[int],
+    value: ColumnElement[Any],
+    *conditions: ColumnElement[bool],
+) -> dict[int, int | None]:
+    """Of these ids those that `key` has where the conditions hold, each with its integer `value`.
+
+    The join is an outer one so that the ids are gone through and looked up in the key's index,
+    never the other way round.
+    """
+    given = given_ids(connection, ids)
+    rows = given.outerjoin(key.table, and_(key == given.c.id, *conditions))
+    found = select(key.label("key"), value.label("value")).select_from(rows).subquery()
     collect = func.json_group_array if connection.dialect.name == "sqlite" else func.json_agg
-    found = query.subquery()
-    texts = connection.execute(select(*(cast(collect(c), Text) for c in found.columns))).one()
-    return [msgspec.json.decode(text or "[]", type=list[int | None]) for text in texts]
+    lists = (cast(collect(c).filter(found.c.key.is_not(None)), Text) for c in found.columns)
+    keys, values = (_decode_list(text or "[]") for text in connection.execute(select(*lists)).one())
+    return dict(zip(keys, values, strict=True))
 
 
 @lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.
@@ -90,14 +111,15 @@ def _sqlite_time(time: datetime) -> str:
 
 
 def _insert_values(
-    connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Row]
+    connection: Connection, table: Table, names: tuple[str, ...], rows: Iterable[Row]
 ) -> None:
-    done = 0
-    for size in _SIZES:
-        while len(rows) - done >= size:
-            values = tuple(chain.from_iterable(rows[done : done + size]))
-            connection.exec_driver_sql(_statement(connection.dialect, table, names, size), values)
-            done += size
+    source = iter(rows)
+    while some := list(islice(source, _SIZES[0])):
+        for size in _SIZES:
+            while len(some) >= size:
+                statement = _statement(connection.dialect, table, names, size)
+                connection.exec_driver_sql(statement, tuple(chain.from_iterable(some[:size])))
+                del some[:size]
 
 
 @lru_cache(maxsize=64)

@@ -25,13 +25,11 @@ from sqlalchemy import (
     update,
 )
 
-from etl.batch import CHAT_FIELDS, HANDLE_FIELDS, Reading
+from etl.batch import CHAT_FIELDS, HANDLE_FIELDS, Counts, Reading
 from etl.bulk import given_ids
 from etl.history import record_chat_events, record_counts, record_handle_events
 from etl.staging import chat_changes, handle_changes, stage, staged_chats, staged_handles
 from etl.tables import chat_handles, chats
-
-Counts = dict[str, Counter[str]]
 
 
 def apply_changes(
@@ -59,7 +57,7 @@ def apply_changes(
         record_handle_events(connection, run_id)
         _note_digests(connection, select(handle_changes.c.chat_id))
     if undigested:
-        _note_digests(connection, given_ids(connection, undigested))
+        _note_digests(connection, select(given_ids(connection, undigested).c.id))
 
 
 # Comparing

@@ -15,6 +15,7 @@ from etl.errors import ConfigError, EtlError, RequestRefused
 from etl.linq import Line, Linq
 from etl.pace import Pace, Traffic
 from etl.phone import e164_or_none, shortened
+from etl.tables import REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +110,12 @@ def _check_database(settings: Config, findings: list[Finding]) -> None:
 
 
 def _schema_finding(revision: str | None, settings: Config) -> Finding:
-    head = schema.head()
-    if revision == head:
-        return Finding("schema", f"up to date (revision {head})")
+    if revision == REVISION:
+        return Finding("schema", f"up to date (revision {REVISION})")
     schema.ensure_known(revision)
     found = f"revision {revision}" if revision else "empty"
     if settings.database.auto_upgrade:
-        return Finding("schema", f"{found}; the next sync upgrades it to {head}")
+        return Finding("schema", f"{found}; the next sync upgrades it to {REVISION}")
     return Finding("schema", f"{found}; run `linq-etl db upgrade`", 6)
 
 

@@ -351,9 +351,10 @@ def current(options: dict[str, Any]) -> None:
       linq-etl db current
     """
     from etl import schema
+    from etl.tables import REVISION
 
     with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
-        click.echo(f"{schema.current(engine) or 'empty'} (this program needs {schema.head()})")
+        click.echo(f"{schema.current(engine) or 'empty'} (this program needs {REVISION})")
 
 
 @db.command("check")

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
@@ -154,18 +153,20 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
 
 @contextmanager
 def _translated(engine: Engine) -> Iterator[None]:
+    driver = engine.dialect.loaded_dbapi
     try:
         yield
-    except (SQLAlchemyError, psycopg.Error) as error:  # COPY speaks to the driver itself
-        raise DatabaseError(f"{_reason(error)} ({describe(engine)})") from error
+    except (SQLAlchemyError, driver.Error) as error:  # COPY speaks to the driver itself
+        operational = isinstance(error, (OperationalError, driver.OperationalError))
+        reason = _reason(error, operational=operational)
+        raise DatabaseError(f"{reason} ({describe(engine)})") from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, *, operational: bool) -> str:
     """One line for the operator; only operational messages are sure to hold no data."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(cause, "sqlstate", None)
     name = getattr(cause, "sqlite_errorname", "")
-    operational = isinstance(error, (OperationalError, psycopg.OperationalError))
     operational = operational or name in _SQLITE_FILE_ERRORS
     if not operational and state not in _ADVICE:
         return f"the database refused a statement: {type(cause).__name__} {state or ''}".rstrip()

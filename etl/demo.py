@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from sqlalchemy import Engine, text
 
-from etl import config, report, schema
+from etl import config, report, schema, terminal
 from etl.config import Config, PhoneNumber
 from etl.database import database_clock, open_database, reading
 from etl.linq import Linq
@@ -84,7 +84,7 @@ async def _sync(settings: Config, engine: Engine, console: Console) -> None:
     with report.LogReport() as watched:
         async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
             result = await sync(settings, engine, linq, plan=Plan(_NUMBERS), report=watched)
-    console.print(report.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
+    console.print(terminal.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
 
 
 def _let_a_day_pass(world: World) -> None:
@@ -107,4 +107,4 @@ def _show_queries(engine: Engine, console: Console) -> None:
         console.print(Syntax(sql, "sql", background_color="default"))
         with reading(engine) as connection:
             rows = connection.execute(text(query))
-            report.print_rows([dict(row) for row in rows.mappings()], list(rows.keys()))
+            terminal.print_rows([dict(row) for row in rows.mappings()], list(rows.keys()))

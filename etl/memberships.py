@@ -1,60 +1,44 @@
 """Which number's list holds which chat."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, func, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, func, select, update
 
-from etl.bulk import forms, given_ids, insert_rows
+from etl.bulk import forms, given_ids, insert_rows, stored_of
 from etl.tables import chat_phone_numbers
 
 _links = chat_phone_numbers
+_gone_since = func.coalesce(_links.c.removed_at, _links.c.missing_since)
 
 
 def store_memberships(
-    connection: Connection,
-    listed: Mapping[str, Mapping[int, datetime]],
-    *,
-    new_chats: Collection[int],
-    now: datetime,
+    connection: Connection, listed: Mapping[str, Mapping[int, datetime]], now: datetime
 ) -> None:
     """Note which numbers list which chats, by when that was read; bring back those that were gone.
 
-    Of `new_chats` no membership can be stored yet.
+    What is from the future is later than nothing, so that it does not stay for ever.
     """
     time = forms(connection).time
     rows = []
     for phone_number, seen in listed.items():
-        known = [chat_id for chat_id in seen if chat_id not in new_chats]
-        found = _unlisted(connection, phone_number, known) if known else []
-        added = [chat_id for chat_id in seen if chat_id in new_chats]
-        added += [chat_id for chat_id, since in found if since is None]
-        rows += [(phone_number, chat_id, time(seen[chat_id])) for chat_id in added]
-        back = [
-            chat_id for chat_id, since in found if since and (since <= seen[chat_id] or since > now)
-        ]
-        if back:
-            _bring_back(connection, phone_number, back)
+        mine, is_here = _links.c.phone_number == phone_number, case((_gone_since.is_(None), 1))
+        here = stored_of(connection, seen, _links.c.chat_id, is_here, mine)
+        rows += [(phone_number, i, time(seen[i])) for i in seen if i not in here]
+        gone = {chat_id: seen[chat_id] for chat_id in here if not here[chat_id]}
+        if gone:
+            _bring_back(connection, phone_number, gone, now)
     insert_rows(connection, _links, ("phone_number", "chat_id", "first_seen_at"), rows)
 
 
-def _unlisted(
-    connection: Connection, phone_number: str, chat_ids: Collection[int]
-) -> list[tuple[int, datetime | None]]:
-    """Those that are not in the list as it is stored, and since when; None if they never were."""
-    given = given_ids(connection, chat_ids).subquery()
-    (chat_id,) = given.columns
-    since = func.coalesce(_links.c.removed_at, _links.c.missing_since)
-    same = and_(_links.c.phone_number == phone_number, _links.c.chat_id == chat_id)
-    rows = connection.execute(
-        select(chat_id, since)
-        .select_from(given.outerjoin(_links, same))
-        .where(or_(_links.c.chat_id.is_(None), since.is_not(None)))
-    )
-    return [(found, moment) for found, moment in rows]
-
-
-def _bring_back(connection: Connection, phone_number: str, chat_ids: Collection[int]) -> None:
-    ids = given_ids(connection, chat_ids)
-    mine = and_(_links.c.phone_number == phone_number, _links.c.chat_id.in_(ids))
-    connection.execute(update(_links).where(mine).values(removed_at=None, missing_since=None))
+def _bring_back(
+    connection: Connection, phone_number: str, seen: Mapping[int, datetime], now: datetime
+) -> None:
+    given = given_ids(connection, seen)
+    mine = _links.c.phone_number == phone_number
+    rows = given.outerjoin(_links, and_(mine, _links.c.chat_id == given.c.id))
+    gone = connection.execute(select(given.c.id, _gone_since).select_from(rows))
+    back = [{"back": i} for i, since in gone if since <= seen[i] or since > now]
+    if back:
+        again = update(_links).where(mine, _links.c.chat_id == bindparam("back"))
+        connection.execute(again.values(removed_at=None, missing_since=None), back)

@@ -13,14 +13,13 @@ from sqlalchemy import Connection, func, insert, select
 
 from etl.additions import add_chats
 from etl.batch import (
+    Counts,
     Listing,
-    Reading,
-    handles_of,
     latest_readings,
     memberships,
     sort_out,
 )
-from etl.changes import Counts, apply_changes
+from etl.changes import apply_changes
 from etl.memberships import store_memberships
 from etl.tables import rejected_records
 from etl.wire import json_text
@@ -34,12 +33,10 @@ def store(
     counts = {listing.phone_number: Counter[str]() for listing in listings}
     new, changed, undigested = sort_out(connection, latest_readings(listings), now)
     if new:
-        add_chats(connection, new, run_id)
-        _count_additions(new, counts)
+        add_chats(connection, new, counts, run_id)
     if changed:
         apply_changes(connection, changed, undigested, counts, run_id)
-    new_ids = {reading.chat.id for reading in new}
-    store_memberships(connection, memberships(listings), new_chats=new_ids, now=now)
+    store_memberships(connection, memberships(listings), now)
     _store_rejected(connection, listings, run_id, counts)
     _count_pages(listings, counts)
     return counts
@@ -84,13 +81,6 @@ def _store_rejected(
         counts[phone_number]["rejected"] += 1
     if found:
         connection.execute(insert(rejected_records), list(found.values()))
-
-
-def _count_additions(readings: Sequence[Reading], counts: Counts) -> None:
-    for reading in readings:
-        count = counts[reading.seen_under]
-        count["chats_inserted"] += 1
-        count["handles_inserted"] += len(handles_of(reading.chat))
 
 
 def _count_pages(listings: Sequence[Listing], counts: Counts) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, Table, column, delete, event, func, select, table, update
+from sqlalchemy import Engine, Table, column, delete, event, func, insert, select, table, update
 
 from etl import runs, wire
 from etl.batch import Listing
@@ -646,11 +646,23 @@ def test_a_batch_is_stored_together_or_not_at_all(engine: Engine, run_id: int, r
     assert [rows(table) for table in (*DATA, rejected_records)] == [[], [], [], [], [], []]
 
 
-def test_a_number_must_be_known(save: Save, rows: Rows) -> None:
-    """Parents before children: a membership of an unknown number is refused with its batch."""
-    with pytest.raises(DatabaseError):
-        save(listing(chat(), under="+19995550000"))
-    assert rows(chats) == []
+def test_a_participant_needs_its_chat(engine: Engine, save: Save) -> None:
+    """Parents before children: the database refuses a participant without a chat."""
+    save(listing(chat()))
+    orphan = handle_row(chat_id=2)
+    with pytest.raises(DatabaseError), writing(engine) as connection:
+        connection.execute(insert(chat_handles), orphan)
+
+
+def test_a_chat_deleted_by_hand_is_stored_again(engine: Engine, save: Save, rows: Rows) -> None:
+    """Its membership and counts, which somebody left behind, are no obstacle."""
+    save(listing(chat()))
+    with writing(engine) as connection:
+        connection.execute(delete(chat_handles))
+        connection.execute(delete(chats))
+    save(listing(chat(), at=minute(1)))
+    assert rows(chats) == [chat_row(first_seen_at=minute(1), changed_at=minute(1))]
+    assert rows(chat_phone_numbers) == [link_row()]
 
 
 # Cost
