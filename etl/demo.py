@@ -24,7 +24,7 @@ _QUERIES: Final = {
     "What happened since the first sync": """
         SELECT kind, display_name AS chat, old_value, new_value
         FROM chat_events e JOIN chats c ON c.id = e.chat_id
-        ORDER BY e.id LIMIT 8""",
+        ORDER BY e.chat_id, e.id LIMIT 8""",
     "Chats that gained the most messages": """
         SELECT display_name AS chat, max(m.message_count) - min(m.message_count) AS gained
         FROM chat_message_counts m JOIN chats c ON c.id = m.chat_id

@@ -69,6 +69,7 @@ class Linq:
         self._pace = pace
         self._now = now
         self._sleep = sleep
+        self._decoding = asyncio.Lock()
         self._first_try: dict[Token, asyncio.Lock] = {}
         self._tried: set[Token] = set()
         self._refused: set[Token] = set()
@@ -169,10 +170,13 @@ class Linq:
             line.traffic.throttled += response.status_code == 429
             _check_status(response, body, self._now())
             self._pace.answered()
-        try:
-            return decode(body, sent_at)
-        except wire.BadAnswer as error:
-            raise _Transient(str(error)) from None
+        # Answers come in bursts: between one and the next that is decoded, requests go out.
+        async with self._decoding:
+            await asyncio.sleep(0)
+            try:
+                return decode(body, sent_at)
+            except wire.BadAnswer as error:
+                raise _Transient(str(error)) from None
 
     async def _send(
         self, token: Token, path: str, params: Mapping[str, str | int] | None
@@ -203,10 +207,10 @@ class Linq:
     def _request(
         self, token: Token, path: str, params: Mapping[str, str | int] | None
     ) -> httpx.Request:
-        url = self._url.copy_with(path=self._url.path + path)
+        target = f"{self._url.path}{path}?{urlencode(params)}" if params else self._url.path + path
         return httpx.Request(
             "GET",
-            url.copy_with(query=urlencode(params).encode()) if params else url,
+            self._url.copy_with(raw_path=target.encode()),
             headers={**_HEADERS, "X-LINQ-INTEGRATION-TOKEN": token.value},
             extensions={"timeout": httpx.Timeout(self._settings.timeout_seconds).as_dict()},
         )

@@ -25,7 +25,7 @@ class Traffic:
 class Pace:
     """One adaptive limit for all numbers and workers.
 
-    It starts with a single request; each clean answer lets one more in, up to `max_concurrency`.
+    It starts with a single request; each clean answer lets two more in, up to `max_concurrency`.
     A throttle pauses everybody, halves that limit, which then grows by one per round, and sets the
     rate to a little less than what the API has answered in the second before; from there the rate
     grows, slowly at first, so that the next throttle is far and costs few requests.
@@ -65,12 +65,12 @@ class Pace:
         finally:
             self._active -= 1
             async with self._room:
-                # Two, because the limit may have grown by one since this turn began.
-                self._room.notify(2)
+                # Three, because the limit may have grown by two since this turn began.
+                self._room.notify(3)
 
     def answered(self) -> None:
         """Say that the API answered without complaint."""
-        step = 1 if self._limit < self._quick_until else 1 / self._limit
+        step = 2 if self._limit < self._quick_until else 1 / self._limit
         self._limit = min(self._limit + step, self._ceiling)
         self._answers.append(self._clock())
         self._forget_old_answers()

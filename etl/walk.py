@@ -17,7 +17,7 @@ unread; it is drawn back by as many, and the page in which it now lies is read n
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -164,10 +164,12 @@ class _Pass:
     async def _read_pages(self, width: int) -> None:
         """Read the second page to the last, the last one also before the others."""
         tail_known = self._last_page > 2
-        if tail_known:
+        # In a list this long the last page is not read again while its early reading is under way.
+        together = self._last_page > width > 1
+        if tail_known and not together:
             await self._read(self._last_page)
         if width > 1:
-            await self._read_side_by_side(width)
+            await self._read_side_by_side(width, tail_first=together)
         else:
             await self._read_front(self._per_page, end=lambda: 6 * self._last_page + 16)
         # In a list of two pages, what a change hides has moved to the first, which is read again.
@@ -179,8 +181,9 @@ class _Pass:
         await self._read(1)
         return self._ids == before
 
-    async def _read_side_by_side(self, width: int) -> None:
-        pages = _prefetch(self._fetch, 2, lambda: self._last_page, width)
+    async def _read_side_by_side(self, width: int, *, tail_first: bool) -> None:
+        before = (self._last_page,) if tail_first else ()
+        pages = _prefetch(self._fetch, 2, lambda: self._last_page, width, before=before)
         async with aclosing(pages):
             async for page in pages:
                 await self._take(page)
@@ -303,10 +306,18 @@ class _Front:
 
 
 async def _prefetch(
-    fetch: Fetch, first: int, last: Callable[[], int], width: int
+    fetch: Fetch,
+    first: int,
+    last: Callable[[], int],
+    width: int,
+    *,
+    before: Iterable[int] = (),
 ) -> AsyncGenerator[Page, None]:
-    """The pages from `first` to what `last` then says, in order, `width` of them in flight."""
-    flying: deque[asyncio.Task[Page]] = deque()
+    """The pages `before`, then from `first` to what `last` says by then, in that order.
+
+    So many as `width` are in flight.
+    """
+    flying = deque(asyncio.ensure_future(fetch(number)) for number in before)
     try:
         while True:
             while len(flying) < width and first <= last():

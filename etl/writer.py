@@ -1,8 +1,8 @@
 """What the walks of many numbers want written, one transaction after another.
 
-While a transaction runs in its thread the next batch gathers: with little to do each page is
-stored at once, with much to do batches grow, and the walks wait when the writer is behind. Pages
-and the closing of their number keep their order.
+A batch gathers for a moment, and while the transaction before it runs in its thread: a transaction
+a page would cost the walks more time than their requests. They wait when the writer is behind.
+Pages and the closing of their number keep their order.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from etl.runs import NumberOutcome
 from etl.store import store
 
 BATCH = 50
+GATHER_SECONDS = 0.1
 
 Item = Listing | Absence | NumberOutcome
 
@@ -42,7 +43,8 @@ class Writer:
         self._traffic = traffic
         self._run_id = run_id
         self._now = now
-        self._queue: asyncio.Queue[Item] = asyncio.Queue(maxsize=BATCH)
+        # None says that nothing more is on its way.
+        self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
 
     async def put(self, item: Item) -> None:
         """Hand over a page, or how a number ended; waits while the writer is behind."""
@@ -52,6 +54,7 @@ class Writer:
 
     async def drain(self) -> None:
         """Wait until all that was handed over is stored."""
+        await self._queue.put(None)
         await self._queue.join()
 
     async def run(self) -> None:
@@ -60,9 +63,8 @@ class Writer:
         A transaction that is under way when it is cancelled is brought to its end first.
         """
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            if not (batch := await self._gather()):
+                continue
             writing_batch = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
             try:
                 await asyncio.shield(writing_batch)
@@ -71,6 +73,20 @@ class Writer:
                 writing_batch.exception()  # Known now, so that asyncio does not print it.
             for _ in batch:
                 self._queue.task_done()
+
+    async def _gather(self) -> list[Item]:
+        batch: list[Item] = []
+        try:
+            async with asyncio.timeout(None) as moment:
+                while len(batch) < BATCH and (item := await self._queue.get()):
+                    batch.append(item)
+                    if len(batch) == 1:
+                        moment.reschedule(asyncio.get_running_loop().time() + GATHER_SECONDS)
+        except TimeoutError:
+            return batch
+        if len(batch) < BATCH:
+            self._queue.task_done()  # for the None
+        return batch
 
     def _write(self, batch: Sequence[Item]) -> None:
         listings = [item for item in batch if isinstance(item, Listing)]

@@ -177,13 +177,13 @@ def test_it_starts_with_one_request() -> None:
     assert workers.starts == [0, 1, 2, 3]
 
 
-def test_each_answer_lets_one_more_in() -> None:
-    """After one request come two at once, then four, until the ceiling."""
-    workers = Workers(4)
+def test_each_answer_lets_two_more_in() -> None:
+    """After one request come three at once, then nine, until the ceiling."""
+    workers = Workers(12)
 
-    workers.time.run(*(workers.work() for _ in range(15)))
+    workers.time.run(*(workers.work() for _ in range(37)))
 
-    assert workers.starts == [0, 1, 1, *[2] * 4, *[3] * 4, *[4] * 4]
+    assert workers.starts == [0, *[1] * 3, *[2] * 9, *[3] * 12, *[4] * 12]
 
 
 @pytest.mark.parametrize("ceiling", [1, 3, 8])
