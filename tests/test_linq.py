@@ -454,6 +454,20 @@ def test_no_proxy_sees_a_loopback_token(
     assert (len(server.asked), proxy.asked) == (1, [])
 
 
+def test_the_environments_proxy_is_asked(
+    open_server: Callable[[], Server], caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what is elsewhere; its address may stand there without a scheme."""
+    proxy = open_server()
+    monkeypatch.setenv("http_proxy", proxy.url.removeprefix("http://"))
+
+    caller.call("http://api.example.org", list_chats)
+
+    assert [target.partition("?")[0] for target in proxy.asked] == [
+        f"http://api.example.org{CHATS}"
+    ]
+
+
 TRANSIENT: dict[str, Answer | None] = {
     **{str(status): error(status) for status in (408, 425, 429, 500, 502, 503, 504, 520, 599)},
     "502 HTML": Answer(502, HTML),

@@ -118,6 +118,32 @@ def test_each_migration_can_be_undone_and_redone(empty: Engine) -> None:
     assert schema.differences(empty) is None
 
 
+def test_migrations_keep_what_is_stored(built: Engine) -> None:
+    """Rows of an older version are there after the upgrade, and again after the way back."""
+    noon = "'2025-06-01 12:00:00.000000'"
+    numbers, links, counts = "phone_numbers", "chat_phone_numbers", "chat_message_counts"
+    queries = [f"SELECT * FROM {name}" for name in (numbers, links, counts, "chat_handles")]
+    schema.downgrade(built, "0003")
+    execute(
+        built,
+        f"INSERT INTO {numbers} (phone_number, first_seen_at) VALUES ('+1', {noon})",
+        f"INSERT INTO chats (id, first_seen_at, changed_at) VALUES (1, {noon}, {noon})",
+        "INSERT INTO chat_handles (chat_id, id, first_seen_at, changed_at) "
+        f"VALUES (1, 2, {noon}, {noon})",
+        f"INSERT INTO {links} (phone_number, chat_id, first_seen_at) VALUES ('+1', 1, {noon})",
+        f"INSERT INTO {counts} VALUES (1, {noon}, 5, 1)",
+    )
+    before = [values(built, query) for query in queries]
+    schema.upgrade(built)
+    assert [values(built, query) for query in queries] == before
+    assert values(built, "SELECT id, digest FROM chats") == [(1, None)]
+    assert values(built, "SELECT phone_number, chat_id FROM current_participants") == [("+1", 1)]
+    schema.downgrade(built, "0003")
+    assert [values(built, query) for query in queries] == before
+    with pytest.raises(DatabaseError):
+        execute(built, f"INSERT INTO {counts} VALUES (2, {noon}, 5, 1)")
+
+
 def test_a_downgrade_to_nowhere_is_refused(built: Engine) -> None:
     """A revision that nobody knows is named in the error, and nothing changes."""
     with pytest.raises(SchemaError, match="cannot downgrade to 'nowhere'"):

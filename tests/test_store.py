@@ -520,6 +520,15 @@ def test_an_older_page_does_not_beat_a_newer_row(save: Save, rows: Rows) -> None
     assert (rows(chats), rows(chat_handles)) == stored
 
 
+def test_an_older_page_does_not_beat_a_newer_participant(save: Save, rows: Rows) -> None:
+    """Also where nothing but a participant has changed since, all of it is ignored."""
+    save(listing(chat()))
+    save(listing(chat(chat_handles=[handle(service="SMS")]), at=minute(2)))
+    stored = rows(chats), rows(chat_handles)
+    save(listing(chat(display_name="Old", chat_handles=[]), at=minute(1)))
+    assert (rows(chats), rows(chat_handles)) == stored
+
+
 def test_of_the_same_instant_the_later_write_counts(save: Save, rows: Rows) -> None:
     """Two answers to requests of one moment cannot be told apart, so the one at hand is taken."""
     save(listing(chat()))
@@ -556,6 +565,65 @@ def test_a_membership_alone_returns(engine: Engine, save: Save, rows: Rows) -> N
         connection.execute(update(chat_phone_numbers).values(removed_at=minute(1)))
     assert save(listing(chat(), at=minute(2))) == {A: counts(chats_unchanged=1)}
     assert rows(chat_phone_numbers) == [link_row()]
+
+
+# Digests
+
+
+def digests(engine: Engine) -> list[int | None]:
+    with engine.connect() as connection:
+        return list(connection.execute(select(chats.c.digest).order_by(chats.c.id)).scalars())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chat(display_name="Bo"),
+        chat(chat_handles=[handle(service="SMS")]),
+        chat(chat_handles=[handle(), handle(12)]),
+        chat(chat_handles=[]),
+    ],
+)
+def test_back_and_forth_is_two_changes(engine: Engine, save: Save, rows: Rows, other: Item) -> None:
+    """What is as it was long ago differs from what is stored, which the digest tells."""
+    first = listing(chat())
+    save(first)
+    save(listing(other, at=minute(1)))
+    changed = rows(chats), rows(chat_handles)
+    assert digests(engine) == [listing(other).page.chats[0].digest]
+    assert save(listing(other, at=minute(2))) == {A: counts(chats_unchanged=1)}
+    assert (rows(chats), rows(chat_handles)) == changed
+    save(listing(chat(), at=minute(3)))
+    assert digests(engine) == [first.page.chats[0].digest]
+    here = [row for row in rows(chat_handles) if row["removed_at"] is None]
+    assert [(row["id"], row["service"]) for row in here] == [(11, "iMessage")]
+    assert rows(chats)[0]["display_name"] == "Ada"
+
+
+def test_a_chat_without_a_digest_is_compared_and_gets_one(
+    engine: Engine, save: Save, rows: Rows
+) -> None:
+    """As after an upgrade; what somebody has altered meanwhile is mended."""
+    page = listing(chat(1), chat(2))
+    save(page)
+    with writing(engine) as connection:
+        connection.execute(update(chats).values(digest=None))
+        connection.execute(update(chats).where(chats.c.id == 2).values(display_name="Bo"))
+    assert save(listing(chat(1), chat(2), at=minute(1)))[A]["chats_updated"] == 1
+    assert rows(chats) == [chat_row(1), chat_row(2, changed_at=minute(1))]
+    assert digests(engine) == [each.digest for each in page.page.chats]
+
+
+def test_what_is_left_out_again_and_again_writes_nothing(
+    engine: Engine, save: Save, rows: Rows
+) -> None:
+    """It differs from what is stored and changes nothing, not even the digest."""
+    save(listing(chat()))
+    before = rows(chats), rows(chat_handles), digests(engine)
+    for number in (1, 2):
+        page = listing(without(chat(), "service", "chat_handles"), at=minute(number))
+        assert save(page) == {A: counts(chats_unchanged=1)}
+    assert (rows(chats), rows(chat_handles), digests(engine)) == before
 
 
 # What is no chat

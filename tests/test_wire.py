@@ -711,3 +711,92 @@ def test_rows_that_exceed_the_total_make_it_unknown() -> None:
     found = read(f"[{rows}]", meta(total_count=5, total_pages=1, per_page=100))
 
     assert (found.total_count, found.last_page) == (None, None)
+
+
+ORDINARY = [
+    {
+        "id": 45,
+        "display_name": "Ada, Bo",
+        "service": "iMessage",
+        "group": False,
+        "message_count": 25,
+        "chat_handles": [
+            {"id": 1, "phone_number": "+13125550001", "joined_at": "2025-05-21T15:30:00-05:00"},
+            {"id": 2, "phone_number": None, "service": "SMS", "joined_at": None},
+        ],
+    },
+    {"id": 46, "display_name": None, "chat_handles": []},
+    {"id": 47},
+]
+ODD = {
+    "no chat": "no chat",
+    "an unknown field": {"id": 48, "muted": True},
+    "a NUL": {"id": 48, "display_name": "\0"},
+    "a lone surrogate": {"id": 48, "display_name": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+def test_something_odd_beside_them_changes_no_chat(odd: Any) -> None:
+    """The others of its page are the same chats, with the same digests, as without it."""
+    plain = read(json.dumps(ORDINARY)).chats
+    beside = read(json.dumps([*ORDINARY, odd])).chats[: len(ORDINARY)]
+
+    assert beside == plain
+    assert [each.digest for each in beside] == [each.digest for each in plain]
+
+
+@pytest.mark.parametrize("value", ["null", '"{}"', '{"a":1}'])
+def test_no_name_of_a_field_is_reserved(value: str) -> None:
+    """A field with the name under which unknown fields are kept is an unknown field."""
+    found = only_chat(f'{{"id":1,"what linq-etl does not know":{value},"muted":true}}')
+
+    assert found == chat(1, extra=f'{{"muted":true,"what linq-etl does not know":{value}}}')
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        '{"display_name":"Zo\\u00eb","id":1,"chat_handles":[{"joined_at":"2025-01-01T00:00Z","id":2}]}',
+        '{ "id": 1, "chat_handles": [{"id": 2, "joined_at": "2024-12-31T19:00:00-05:00"}],'
+        ' "display_name": "Zoë"}',
+    ],
+)
+def test_the_digest_is_of_the_content(spelled: str) -> None:
+    """The order of fields, white space, escapes and a time's offset do not matter."""
+    handles = '[{"id":2,"joined_at":"2025-01-01T00:00:00Z"}]'
+    first = only_chat(f'{{"id":1,"display_name":"Zoë","chat_handles":{handles}}}')
+
+    assert only_chat(spelled).digest == first.digest
+
+
+def test_what_is_not_the_same_has_another_digest() -> None:
+    """Any field of the chat or of a participant counts, left out and null are two things."""
+    told = [
+        '{"id":1}',
+        '{"id":2}',
+        '{"id":1,"display_name":null}',
+        '{"id":1,"display_name":"a"}',
+        '{"id":1,"service":"a"}',
+        '{"id":1,"group":false}',
+        '{"id":1,"message_count":0}',
+        '{"id":1,"mood":"a"}',
+        '{"id":1,"chat_handles":[]}',
+        '{"id":1,"chat_handles":[{"id":1}]}',
+        '{"id":1,"chat_handles":[{"id":1,"phone_number":"a"}]}',
+        '{"id":1,"chat_handles":[{"id":1,"service":"a"}]}',
+        '{"id":1,"chat_handles":[{"id":1,"joined_at":null}]}',
+        '{"id":1,"chat_handles":[{"id":1,"joined_at":"2025-01-01"}]}',
+        '{"id":1,"chat_handles":[{"id":1,"mood":"a"}]}',
+        '{"id":1,"chat_handles":[{"id":1},{"id":2}]}',
+        '{"id":1,"chat_handles":[{"id":2},{"id":1}]}',
+    ]
+
+    assert len({only_chat(each).digest for each in told}) == len(told)
+
+
+def test_digests_stay_the_same() -> None:
+    """They are stored: another version of the program that makes others compares all chats once."""
+    item = '{"id":1,"display_name":"Ada","chat_handles":[{"id":2,"joined_at":"2025-01-01"}],"x":1}'
+
+    assert only_chat(item).digest == 6545277631856519117

@@ -98,10 +98,8 @@ def test_what_waits_together_is_stored_together(
     assert len(commits) == 1
 
 
-def test_with_little_to_do_each_page_is_stored_at_once(
-    writer: Writer, rows: Rows, commits: list[str]
-) -> None:
-    """Nothing waits for a batch to fill."""
+def test_what_is_drained_is_stored_at_once(writer: Writer, rows: Rows, commits: list[str]) -> None:
+    """Who waits for the end does not wait for a batch to gather."""
 
     async def one_by_one() -> None:
         for number in range(3):
@@ -114,6 +112,19 @@ def test_with_little_to_do_each_page_is_stored_at_once(
     asyncio.run(both())
     assert stored(rows) == [0, 1, 2]
     assert len(commits) == 3
+
+
+def test_a_page_alone_is_stored_a_moment_later(writer: Writer, rows: Rows, engine: Engine) -> None:
+    """It does not wait for others to fill its batch, nor for anybody to ask."""
+
+    async def until_committed() -> None:
+        committed, loop = asyncio.Event(), asyncio.get_running_loop()
+        event.listen(engine, "commit", lambda _: loop.call_soon_threadsafe(committed.set))
+        await writer.put(page(1))
+        await committed.wait()
+
+    asyncio.run(ended_first(writer.run(), until_committed()))
+    assert stored(rows) == [1]
 
 
 def test_a_number_closes_after_its_pages(writer: Writer, rows: Rows) -> None:
