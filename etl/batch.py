@@ -108,10 +108,11 @@ def _newer_rows(connection: Connection, readings: Iterable[Reading], now: dateti
     """
     observed_at = {reading.chat.id: reading.observed_at for reading in readings}
     given = given_ids(connection, observed_at)
-    # Grouped, because PostgreSQL would look for the largest of all in the index of that column.
+    # By what is grouped and filtered like this, PostgreSQL cannot take the index of that column,
+    # in which it would go through all participants for each chat.
     handles_changed_at = (
-        select(func.max(chat_handles.c.changed_at))
-        .where(chat_handles.c.chat_id == given.c.id, chat_handles.c.changed_at <= now)
+        select(func.max(chat_handles.c.changed_at).filter(chat_handles.c.changed_at <= now))
+        .where(chat_handles.c.chat_id == given.c.id)
         .group_by(chat_handles.c.chat_id)
         .scalar_subquery()
     )

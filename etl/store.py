@@ -48,7 +48,8 @@ def _plan_by_index(connection: Connection) -> None:
     It would also compile the larger statements, which takes ten times as long as running them.
     """
     if connection.dialect.name == "postgresql":
-        off = ("enable_hashjoin", "enable_mergejoin", "enable_material", "jit")
+        scans = ("hashjoin", "mergejoin", "material", "bitmapscan")
+        off = ("jit", *(f"enable_{scan}" for scan in scans))
         connection.execute(select(*(func.set_config(name, "off", True) for name in off)))
 
 

@@ -765,7 +765,7 @@ def load(save: Save, size: int) -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_batch_reads_its_own_rows_in_postgresql(engine: Engine, save: Save, run_id: int) -> None:
     """Where a table is large only the batch's rows are read, whatever the planner knows of them."""
-    load(save, 2_000)
+    load(save, 20_000)
     touched = table("pg_stat_xact_user_tables", column("relname"), schema="pg_catalog")
     sums = func.sum(column("seq_tup_read")), func.sum(column("idx_tup_fetch"))
     query = select(*sums).select_from(touched).where(touched.c.relname.in_([t.name for t in DATA]))
