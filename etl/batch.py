@@ -66,7 +66,10 @@ class Sorted(NamedTuple):
 
 
 def latest_readings(listings: Iterable[Listing]) -> dict[int, Reading]:
-    """The batch by chat: what was read last, counted for the number that listed it first."""
+    """The batch by chat: what was read last, counted for the number that listed it first.
+
+    In the order of ids, as what is written is best put into the tables' trees.
+    """
     found: dict[int, Reading] = {}
     for listing in sorted(listings, key=_observed_at):
         for reading in listing.readings:
@@ -75,7 +78,7 @@ def latest_readings(listings: Iterable[Listing]) -> dict[int, Reading]:
                 found[reading.chat.id] = structs.replace(reading, seen_under=before.seen_under)
             else:
                 found[reading.chat.id] = reading
-    return found
+    return dict(sorted(found.items()))
 
 
 def memberships(listings: Iterable[Listing]) -> dict[str, dict[int, datetime]]:

@@ -46,7 +46,13 @@ def open_database(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         _create_private(parsed)
-        engine = create_engine(parsed, hide_parameters=True, connect_args={"isolation_level": None})
+        engine = create_engine(
+            parsed,
+            hide_parameters=True,
+            connect_args={"isolation_level": None},
+            # One is kept open: each keeps the large statements that it has run, some 10 MB.
+            pool_size=1,
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine

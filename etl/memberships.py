@@ -24,7 +24,7 @@ def store_memberships(
     for phone_number, seen in listed.items():
         mine, is_here = _links.c.phone_number == phone_number, case((_gone_since.is_(None), 1))
         here = stored_of(connection, seen, _links.c.chat_id, is_here, mine)
-        rows += [(phone_number, i, time(seen[i])) for i in seen if i not in here]
+        rows += [(phone_number, i, time(seen[i])) for i in sorted(seen.keys() - here.keys())]
         gone = {chat_id: seen[chat_id] for chat_id in here if not here[chat_id]}
         if gone:
             _bring_back(connection, phone_number, gone, now)

@@ -20,7 +20,7 @@ from etl.pace import Traffic
 from etl.runs import NumberOutcome
 from etl.store import store
 
-BATCH = 50
+BATCH = 100
 GATHER_SECONDS = 0.1
 
 Item = Listing | Absence | NumberOutcome
