@@ -36,8 +36,8 @@ Row = tuple[Any, ...]
 _decode_list = msgspec.json.Decoder(list[Any]).decode
 
 # Rows in one statement in SQLite: a few sizes, so that few statements are prepared and kept. The
-# largest keeps 13 columns below 32,766 parameters, which is SQLite's own limit.
-_SIZES = (2500, 500, 100, 20, 4, 1)
+# largest keeps every table far below the 32,766 parameters that are SQLite's own limit.
+_SIZES = (1000, 200, 40, 8, 1)
 
 
 def insert_rows(

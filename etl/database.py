@@ -50,7 +50,7 @@ def open_database(url: str) -> Engine:
             parsed,
             hide_parameters=True,
             connect_args={"isolation_level": None},
-            # One is kept open: each keeps the large statements that it has run, some 10 MB.
+            # One is kept open, because each keeps the large statements that it has run.
             pool_size=1,
         )
         event.listen(engine, "connect", _prepare_sqlite)

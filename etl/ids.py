@@ -11,7 +11,7 @@ from contextlib import closing
 
 _SCHEMA = """
 PRAGMA journal_mode = OFF;
-PRAGMA cache_size = -8192;
+PRAGMA cache_size = -4096;
 CREATE TABLE seen (id INTEGER PRIMARY KEY, first_pass INTEGER, last_pass INTEGER);
 CREATE TABLE known (id INTEGER PRIMARY KEY, missing INTEGER);
 """
