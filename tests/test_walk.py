@@ -228,3 +228,29 @@ def test_a_long_list_without_totals_is_read_to_its_end(width):
 
     verdict = walk_pages(answer, width=width, max_passes=2)
     assert (verdict.completeness, verdict.distinct) == ("unproved", 201)
+
+
+@pytest.mark.parametrize(("pages", "together"), [(4, False), (20, True)])
+def test_the_tails_first_reading_keeps_nobody_waiting(pages, together):
+    """In a short list it goes alone, for the second would be under way beside it."""
+    began, in_flight = [], {}
+
+    async def fetch(number: int) -> Page:
+        in_flight[number] = in_flight.get(number, 0) + 1
+        began.append((number, dict(in_flight)))
+        await asyncio.sleep(0)
+        in_flight[number] -= 1
+        ids = range(number * 2, number * 2 + 2)
+        return page_of(ids, number, total_count=2 * pages, last_page=pages)
+
+    async def deliver(page: Page) -> None:
+        return None
+
+    async def run() -> Verdict:
+        with ChatIds() as ids:
+            return await walk(fetch, deliver, ids, width=4, max_passes=1)
+
+    assert asyncio.run(run()).completeness == "consistent"
+    assert [number for number, _ in began[:3]] == [1, pages, 2]
+    assert (began[2][1][pages] == 1) == together
+    assert max(under_way[pages] for _, under_way in began if pages in under_way) == 1
