@@ -60,7 +60,12 @@ def open_database(url: str) -> Engine:
         parsed.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
         pool_pre_ping=True,
-        connect_args={"connect_timeout": 10, "application_name": "linq-etl"},
+        connect_args={
+            "connect_timeout": 10,
+            "application_name": "linq-etl",
+            # A plan that is kept from when a table was small goes through all of it later.
+            "prepare_threshold": None,
+        },
     )
     event.listen(engine, "connect", _prepare_postgres)
     return engine

@@ -782,6 +782,20 @@ def test_a_batch_reads_its_own_rows_in_postgresql(engine: Engine, save: Save, ru
             connection.exec_driver_sql("ANALYZE")
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_is_in_every_chat_costs_no_more_in_postgresql(
+    engine: Engine, save: Save, run_id: int
+) -> None:
+    """The index of participants does not go through all rows of one to add another."""
+    load(save, 20_000)
+    query = "SELECT pg_stat_get_xact_blocks_fetched('ix_chat_handles_phone_number'::regclass)"
+    with writing(engine) as connection:
+        before = connection.exec_driver_sql(query).scalar_one()
+        store(connection, [page_of(10**6)], run_id=run_id, now=EVENING)
+        fetched = connection.exec_driver_sql(query).scalar_one() - before
+    assert 0 < fetched < 10 * 200
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_batch_costs_the_same_in_a_large_sqlite_file(engine: Engine, save: Save) -> None:
     """Its steps in the database's machine do not grow with the tables."""
