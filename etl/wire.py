@@ -285,7 +285,8 @@ def _record(item: Any) -> Chat | Rejected:
 def _chat(item: Any) -> Chat:
     record = _plain(item, _CHAT_FIELDS)
     if isinstance(record, dict) and isinstance(handles := record.get("chat_handles"), list):
-        record["chat_handles"] = [_plain(handle, _HANDLE_FIELDS) for handle in handles]
+        # A copy, because a record that is rejected is kept as it was sent.
+        record = {**record, "chat_handles": [_plain(h, _HANDLE_FIELDS) for h in handles]}
     return msgspec.convert(record, Chat, dec_hook=_convert_value)
 
 

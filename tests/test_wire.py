@@ -746,6 +746,13 @@ def test_something_odd_beside_them_changes_no_chat(odd: Any) -> None:
     assert [each.digest for each in beside] == [each.digest for each in plain]
 
 
+def test_a_rejected_record_is_kept_as_it_was_sent() -> None:
+    """Also where a participant has fields that this version does not know."""
+    item = '{"chat_handles":[{"id":2,"role":"admin"},{"id":"3"}],"id":1}'
+
+    assert only_rejected(item).payload == item
+
+
 @pytest.mark.parametrize("value", ["null", '"{}"', '{"a":1}'])
 def test_no_name_of_a_field_is_reserved(value: str) -> None:
     """A field with the name under which unknown fields are kept is an unknown field."""
