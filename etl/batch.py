@@ -136,7 +136,7 @@ def chat_values(chat: Chat, forms: Forms) -> Row:
     values = (chat.display_name, chat.service, chat.is_group, chat.message_count, chat.extra)
     if chat.extra is None and UNSET not in values:
         return values
-    return (*map(told, values[:4]), None if chat.extra is None else forms.json(chat.extra))
+    return _stored(values, forms)
 
 
 def handle_values(handle: Handle, forms: Forms) -> Row:
@@ -146,7 +146,13 @@ def handle_values(handle: Handle, forms: Forms) -> Row:
     values = (handle.phone_number, handle.service, at, handle.extra)
     if handle.extra is None and UNSET not in values:
         return values
-    return (*map(told, values[:3]), None if handle.extra is None else forms.json(handle.extra))
+    return _stored(values, forms)
+
+
+def _stored(values: Row, forms: Forms) -> Row:
+    """The values, of which the last is `extra`, in the forms in which they are stored."""
+    *others, extra = values
+    return (*map(told, others), None if extra is None else forms.json(extra))
 
 
 def told(value: Any) -> Any:

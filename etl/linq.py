@@ -75,6 +75,7 @@ class Linq:
         self._refused: set[Token] = set()
         self._barred: _Transient | None = None  # once the API has asked to wait for too long
         self._url = httpx.URL(settings.base_url.rstrip("/") + _PATH)
+        self._timeout = httpx.Timeout(settings.timeout_seconds).as_dict()
         self._tls = httpx.create_ssl_context()
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
@@ -207,12 +208,12 @@ class Linq:
     def _request(
         self, token: Token, path: str, params: Mapping[str, str | int] | None
     ) -> httpx.Request:
-        target = f"{self._url.path}{path}?{urlencode(params)}" if params else self._url.path + path
+        query = f"?{urlencode(params)}" if params else ""
         return httpx.Request(
             "GET",
-            self._url.copy_with(raw_path=target.encode()),
+            self._url.copy_with(raw_path=self._url.raw_path + f"{path}{query}".encode()),
             headers={**_HEADERS, "X-LINQ-INTEGRATION-TOKEN": token.value},
-            extensions={"timeout": httpx.Timeout(self._settings.timeout_seconds).as_dict()},
+            extensions={"timeout": self._timeout},
         )
 
     def _transport(self) -> httpx.AsyncHTTPTransport:

@@ -1,4 +1,4 @@
-"""What somebody sees of a run who does not look at a terminal: log lines."""
+"""How a run is watched: what a report of it is told, and the report in log lines."""
 
 import time
 from collections.abc import Sequence
