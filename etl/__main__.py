@@ -1,5 +1,5 @@
 """`python -m etl` is `linq-etl`."""
 
-from etl.cli import main
+from etl.cli.main import main
 
 main()

@@ -5,7 +5,7 @@ import os
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from etl.tables import VERSION_TABLE, metadata
+from etl.db.tables import VERSION_TABLE, metadata
 
 
 def run(connection: Connection) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import postgres
 import pytest
 from hypothesis import settings
 from sqlalchemy import Engine, Table, select
 
-from etl import schema
-from etl.database import open_database, reading
-from etl.tables import metadata
+from etl.db import schema
+from etl.db.engine import open_database, reading
+from etl.db.tables import metadata
+from tests.support import postgres
 
 Rows = Callable[[Table], list[dict[str, Any]]]
 

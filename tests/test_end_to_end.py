@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import (
+
+from etl.sandbox import Faults, Motion, Sandbox, World, build_world
+from tests.support.command import (
     DATA_TABLES,
     A,
     B,
@@ -17,8 +19,6 @@ from command import (
     snapshot,
     stored,
 )
-
-from etl.sandbox import Faults, Motion, Sandbox, World, build_world
 
 FAULTS = Faults(server_error=0.06, html=0.06, drop=0.06, cut=0.06, rate_limit=60)
 

@@ -6,9 +6,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import postgres
 import pytest
-from command import (
+
+from etl.sandbox import Faults, Sandbox, World, build_world
+from tests.support import postgres
+from tests.support.command import (
     A,
     B,
     HoldingSandbox,
@@ -23,8 +25,6 @@ from command import (
     stored,
     wait_until,
 )
-
-from etl.sandbox import Faults, Sandbox, World, build_world
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 
 import click
 
-from tests import postgres
 from tests.benchmarks import report, server
 from tests.benchmarks.measure import Failed
 from tests.benchmarks.scenarios import SCENARIOS, Lab, Sample, dlt_is_installed
+from tests.support import postgres
 
 # dlt and the large list take minutes, and the ratios that they are for are far from close.
 ONCE = {"dlt", "million"}

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from tests import postgres
 from tests.benchmarks import measure
 from tests.benchmarks.server import HANDLES_PER_PAGE, PER_PAGE, ROOT, Api, Settings, phone_number
+from tests.support import postgres
 
 LATENCY: Final = 0.1
 CONCURRENCY: Final = 16

@@ -1,0 +1,113 @@
+"""The main job with no token: a sandbox, two syncs into a SQLite file, a look at the result."""
+
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.syntax import Syntax
+from sqlalchemy import Engine, text
+
+from etl import config
+from etl.api.client import Linq
+from etl.api.pace import Pace
+from etl.cli import progress as terminal
+from etl.config import Config, PhoneNumber
+from etl.db import schema
+from etl.db.engine import database_clock, open_database, reading
+from etl.sandbox import Sandbox, World, build_world
+from etl.sync import progress as report
+from etl.sync.number import Plan
+from etl.sync.run import sync
+
+_NUMBERS: Final = (
+    PhoneNumber("+13343284472", "Sales"),
+    PhoneNumber("+13125550100", "Support"),
+)
+_QUERIES: Final = {
+    "What happened since the first sync": """
+        SELECT kind, display_name AS chat, old_value, new_value
+        FROM chat_events e JOIN chats c ON c.id = e.chat_id
+        ORDER BY e.chat_id, e.id LIMIT 8""",
+    "Chats that gained the most messages": """
+        SELECT display_name AS chat, max(m.message_count) - min(m.message_count) AS gained
+        FROM chat_message_counts m JOIN chats c ON c.id = m.chat_id
+        GROUP BY c.id HAVING gained > 0 ORDER BY gained DESC, c.id LIMIT 5""",
+    "People who talk to both numbers": """
+        SELECT h.phone_number AS participant, count(DISTINCT l.phone_number) AS numbers,
+               count(DISTINCT h.chat_id) AS chats
+        FROM chat_handles h JOIN chat_phone_numbers l ON l.chat_id = h.chat_id
+        WHERE h.phone_number NOT IN (SELECT phone_number FROM phone_numbers)
+        GROUP BY h.phone_number HAVING numbers > 1
+        ORDER BY chats DESC, participant LIMIT 5""",
+    "The run log": """
+        SELECT id, status, requests, chats_inserted AS new, chats_updated AS changed,
+               chats_unchanged AS unchanged, handles_inserted AS joined
+        FROM sync_runs ORDER BY id""",
+}
+
+
+async def run_demo(path: Path) -> None:
+    """Show it on stdout; `path` is replaced by the database that results."""
+    console = Console(highlight=False)
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    world = build_world(numbers=tuple(n.number for n in _NUMBERS), chats_per_number=400)
+    with Sandbox(world) as sandbox:
+        settings = config.load(environ=_environment(sandbox, path), needs_numbers=False)
+        engine = open_database(settings.database.url)
+        try:
+            schema.upgrade(engine)
+            console.print(f"[bold]First sync[/bold] of two numbers from {sandbox.url} into {path}")
+            await _sync(settings, engine, console)
+            with sandbox.lock:
+                _let_a_day_pass(world)
+            console.print(
+                "\n[bold]Second sync[/bold], after some messages: only changes are written"
+            )
+            await _sync(settings, engine, console)
+            _show_queries(engine, console)
+        finally:
+            engine.dispose()
+    console.print(f"\nLook around with: [bold]sqlite3 {path}[/bold]. The real thing: see README.md")
+
+
+def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
+    return {
+        "LINQ_ETL_API__BASE_URL": sandbox.url,
+        "LINQ_ETL_DATABASE__URL": f"sqlite:///{path}",
+        # One number after the other, so that the demo shows the same counts each time.
+        "LINQ_ETL_API__MAX_CONCURRENCY": "1",
+        config.TOKEN_ENV: "sandbox-token",
+        config.CONFIG_ENV: "/dev/null",
+    }
+
+
+async def _sync(settings: Config, engine: Engine, console: Console) -> None:
+    pace = Pace(settings.api.max_concurrency)
+    with report.LogReport() as watched:
+        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
+            result = await sync(settings, engine, linq, plan=Plan(_NUMBERS), report=watched)
+    console.print(terminal.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
+
+
+def _let_a_day_pass(world: World) -> None:
+    sales, support = (world.listing(number.number) for number in _NUMBERS)
+    for position, chat_id in enumerate((*sales[:9], *support[:6])):
+        for _ in range(1 + position * 7 % 11):
+            world.jump(chat_id)
+    world.create(_NUMBERS[0].number)
+    world.rename(sales[20], "Opening night 🎭")
+    world.join(sales[30])
+    world.leave(support[40])
+    world.change_service(support[50], "RCS")
+
+
+def _show_queries(engine: Engine, console: Console) -> None:
+    for title, query in _QUERIES.items():
+        console.print(f"\n[bold]{title}[/bold]")
+        lines = query.strip().splitlines()
+        sql = "\n".join([lines[0].strip(), *(line.removeprefix(" " * 8) for line in lines[1:])])
+        console.print(Syntax(sql, "sql", background_color="default"))
+        with reading(engine) as connection:
+            rows = connection.execute(text(query))
+            terminal.print_rows([dict(row) for row in rows.mappings()], list(rows.keys()))

@@ -1,0 +1,1 @@
+"""A batch of pages into the tables."""

@@ -1,0 +1,238 @@
+"""Who may write which number: taken, refused, given back, and void once a run has died."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, select, update
+
+from etl.config import PhoneNumber
+from etl.db import leases
+from etl.db import run_log as runs
+from etl.db.engine import reading, writing
+from etl.db.run_log import Claim
+from etl.db.tables import number_leases, sync_run_numbers, sync_runs
+from etl.errors import LeaseLost
+
+A, B, C = "+13343284472", "+13125550100", "+13125550199"
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+ROOT = Path(leases.__file__).parents[2]
+
+TELL_AND_WAIT = "from etl.db import leases; print(leases.owner_identity(), flush=True); input()"
+CLAIM_AND_WAIT = f"""
+import sys
+from datetime import datetime
+from etl.db import run_log as runs
+from etl.config import PhoneNumber
+from etl.db.engine import open_database, writing
+now = datetime.fromisoformat(sys.argv[2])
+with writing(open_database(sys.argv[1])) as connection:
+    run_id = runs.start(connection, "sync", now=now, lease_seconds=60)
+    runs.claim(connection, run_id, [PhoneNumber("{A}")], now)
+print(run_id, flush=True)
+input()
+"""
+
+
+def second(number: int) -> datetime:
+    return NOON + timedelta(seconds=number)
+
+
+def begin(engine: Engine, *numbers: str, now: datetime = NOON) -> tuple[int, Claim]:
+    """A run of this process that wants the numbers, with a lease of 60 seconds."""
+    with writing(engine) as connection:
+        run_id = runs.start(connection, "sync", now=now, lease_seconds=60)
+        claim = runs.claim(connection, run_id, [PhoneNumber(n) for n in numbers], now)
+    return run_id, claim
+
+
+def holders(engine: Engine) -> dict[str, int]:
+    with reading(engine) as connection:
+        return {row.phone_number: row.run_id for row in connection.execute(select(number_leases))}
+
+
+def statuses(engine: Engine) -> dict[int, str]:
+    with reading(engine) as connection:
+        return {row.id: row.status for row in connection.execute(select(sync_runs))}
+
+
+def set_owner(engine: Engine, owner: str) -> None:
+    with writing(engine) as connection:
+        connection.execute(update(sync_runs).values(owner=owner))
+
+
+@contextmanager
+def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another Python process, with the line that it has printed; killed in the end."""
+    command = [sys.executable, "-c", program, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+# Taking and giving back
+
+
+def test_free_numbers_are_taken(engine: Engine) -> None:
+    """The first to come holds what it asked for."""
+    run_id, claim = begin(engine, A, B)
+    assert claim == Claim(held=frozenset({A, B}), news=frozenset(), busy={})
+    assert holders(engine) == {A: run_id, B: run_id}
+
+
+def test_a_held_number_names_its_holder(engine: Engine) -> None:
+    """The second learns which run holds it, where and since when, and takes what is free."""
+    first, _ = begin(engine, A)
+    second_run, claim = begin(engine, A, B, now=second(5))
+    with reading(engine) as connection:
+        host = connection.execute(select(sync_runs.c.host)).scalars().first()
+    assert claim.held == {B}
+    assert {n: (h.run_id, h.host, h.since) for n, h in claim.busy.items()} == {
+        A: (first, host, NOON)
+    }
+    assert str(claim.busy[A]) == (
+        f"run {first} on {host} holds it since 2025-06-01 12:00:00+00:00; wait for it to end"
+    )
+    assert holders(engine) == {A: first, B: second_run}
+
+
+def test_nothing_wanted_is_nothing_taken(engine: Engine) -> None:
+    """A run without numbers holds none."""
+    _, claim = begin(engine)
+    assert claim == Claim(held=frozenset(), news=frozenset(), busy={})
+
+
+def test_a_number_that_was_given_back_is_free(engine: Engine) -> None:
+    """One by one, or all of a run's."""
+    run_id, _ = begin(engine, A, B, C)
+    other, _ = begin(engine, A)
+    with writing(engine) as connection:
+        leases.release(connection, other)
+        leases.release(connection, run_id, [A])
+    assert holders(engine) == {B: run_id, C: run_id}
+    with writing(engine) as connection:
+        leases.release(connection, run_id)
+    assert holders(engine) == {}
+
+
+# Staying alive
+
+
+def test_a_renewed_lease_outlives_its_first_expiry(engine: Engine) -> None:
+    """With its heartbeat a run keeps its numbers."""
+    run_id, _ = begin(engine, A)
+    with writing(engine) as connection:
+        leases.renew(connection, run_id, leases.expiry(second(40), 60))
+    _, claim = begin(engine, A, now=second(99))
+    assert claim.busy[A].run_id == run_id
+
+
+def test_an_expired_lease_is_void(engine: Engine) -> None:
+    """Without a heartbeat the next run closes it as abandoned and takes its numbers."""
+    dead, _ = begin(engine, A, B)
+    run_id, claim = begin(engine, A, now=second(60))
+    assert claim.held == {A}
+    assert holders(engine) == {A: run_id}
+    assert statuses(engine) == {dead: "abandoned", run_id: "running"}
+    with reading(engine) as connection:
+        numbers = connection.execute(
+            select(sync_run_numbers.c.status, sync_run_numbers.c.finished_at).where(
+                sync_run_numbers.c.run_id == dead
+            )
+        ).all()
+    assert [tuple(number) for number in numbers] == [("abandoned", second(60))] * 2
+
+
+def test_a_lease_holds_until_it_expires(engine: Engine) -> None:
+    """A moment before, it is still another's."""
+    first, _ = begin(engine, A)
+    _, claim = begin(engine, A, now=second(60) - timedelta(microseconds=1))
+    assert claim.busy[A].run_id == first
+
+
+def test_an_abandoned_run_learns_it(engine: Engine) -> None:
+    """It can neither renew nor go on with its numbers."""
+    stalled, _ = begin(engine, A)
+    begin(engine, now=second(61))
+    with writing(engine) as connection:
+        with pytest.raises(LeaseLost) as renewing:
+            leases.renew(connection, stalled, second(200))
+        with pytest.raises(LeaseLost) as keeping:
+            leases.ensure_held(connection, stalled, [A])
+    assert [caught.value.exit_code for caught in (renewing, keeping)] == [7, 7]
+
+
+def test_a_run_writes_only_what_it_holds(engine: Engine) -> None:
+    """Its own numbers, in any choice; not another's, nor one that nobody holds."""
+    run_id, _ = begin(engine, A, B)
+    begin(engine, C)
+    with writing(engine) as connection:
+        for numbers in ([A], [A, B], [A, A], []):
+            leases.ensure_held(connection, run_id, numbers)
+        for numbers in ([C], [A, C], ["+13125550111"]):
+            with pytest.raises(LeaseLost):
+                leases.ensure_held(connection, run_id, numbers)
+
+
+# Seeing that a process has died
+
+
+def test_a_living_process_is_not_dead() -> None:
+    """Not this one, nor another of this machine."""
+    with child(TELL_AND_WAIT) as (_, owner):
+        assert not leases.is_dead(owner)
+        assert owner != leases.owner_identity()
+    assert not leases.is_dead(leases.owner_identity())
+
+
+def test_a_killed_process_is_dead() -> None:
+    """As a zombie, which its parent has not asked about, and when it is gone."""
+    with child(TELL_AND_WAIT) as (process, owner):
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert leases.is_dead(owner)
+        process.wait()
+        assert leases.is_dead(owner)
+
+
+def test_a_reused_pid_is_another_process() -> None:
+    """A process with the same PID that started at another time is not the owner."""
+    space_and_pid, _, started = leases.owner_identity().rpartition(" ")
+    assert leases.is_dead(f"{space_and_pid} {int(started) - 1}")
+
+
+@pytest.mark.parametrize("owner", ["", "nonsense", "a b c", "boot pid:[1] 1 2", "boot pid:[1] x y"])
+def test_what_cannot_be_seen_is_not_judged(owner: str) -> None:
+    """Another machine's or container's process may well be alive."""
+    assert not leases.is_dead(owner)
+
+
+def test_another_pid_space_waits_for_the_expiry(engine: Engine) -> None:
+    """There, PID 1 is no one's business here: only time tells."""
+    remote, _ = begin(engine, A)
+    set_owner(engine, "3f520413-0000-0000-0000-000000000000 pid:[4026531836] 999999999 1")
+    _, claim = begin(engine, A, now=second(59))
+    assert claim.busy[A].run_id == remote
+    _, claim = begin(engine, A, now=second(60))
+    assert claim.held == {A}
+
+
+def test_a_killed_run_holds_nobody_up(engine: Engine, database_url: str) -> None:
+    """On the same machine its numbers are free at once, long before the lease expires."""
+    with child(CLAIM_AND_WAIT, database_url, NOON.isoformat()) as (process, run_id):
+        _, claim = begin(engine, A, now=second(1))
+        assert str(claim.busy[A].run_id) == run_id
+        process.kill()
+        process.wait()
+        _, claim = begin(engine, A, now=second(2))
+    assert claim.held == {A}
+    assert statuses(engine)[int(run_id)] == "abandoned"

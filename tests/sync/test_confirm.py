@@ -1,0 +1,672 @@
+"""What becomes of known chats that a walk does not see, in whole syncs against a moving account."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, Table
+
+from etl import config
+from etl.api.client import Line
+from etl.api.decode import Chat, LinqNumber, Page, Rejected
+from etl.db.tables import (
+    chat_events,
+    chat_handles,
+    chat_message_counts,
+    chat_phone_numbers,
+    chats,
+    sync_run_numbers,
+    sync_runs,
+)
+from etl.errors import ApiUnavailable, RequestRefused
+from etl.sandbox import World
+from etl.sandbox.world import Order
+from etl.sync.confirm import suspicious
+from etl.sync.number import Plan
+from etl.sync.progress import LogReport
+from etl.sync.run import Result, sync
+from tests.support.memory_api import MemoryLinq
+
+Item = dict[str, Any]
+Rows = Callable[[Table], list[Item]]
+
+A, B = "+13343284472", "+13125550100"
+SENDER = {"id": 900, "phone_number": "+12025550199", "service": "SMS"}
+
+
+class Api(MemoryLinq):
+    """The API at the present time, which may fail after so many answers of a kind."""
+
+    def __init__(self, world: World, number: str = A) -> None:
+        super().__init__(world, number, per_page=4)
+        self.asked: list[int] = []
+        self.reached = world.numbers
+        self.refuses_numbers = False
+        self.hides_numbers = False
+        self.good_pages = 10_000
+        self.good_answers = 10_000
+        self.refused_chats: set[int] = set()
+        self.interrupted: asyncio.Task[Result] | None = None
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def list_chats(self, line: Line, page: int) -> Page:
+        self.good_pages -= 1
+        if self.good_pages < 0:
+            if self.interrupted:
+                self.interrupted.cancel()
+                await asyncio.Event().wait()
+            raise ApiUnavailable("the API is down")
+        return await super().list_chats(line, page)
+
+    async def get_chat(self, line: Line, chat_id: int) -> Chat | Rejected | None:
+        self.asked.append(chat_id)
+        if len(self.asked) > self.good_answers:
+            raise ApiUnavailable("the API is down")
+        if chat_id in self.refused_chats:
+            raise RequestRefused("forbidden", status=403, code="forbidden")
+        return await super().get_chat(line, chat_id)
+
+    async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
+        await super().list_phone_numbers(line)
+        if self.refuses_numbers:
+            raise RequestRefused("forbidden", status=403, code="forbidden")
+        if self.hides_numbers:
+            raise ApiUnavailable("the API is down")
+        return tuple(LinqNumber(number) for number in self.reached)
+
+
+class Account:
+    """An account, the database that follows it, and one sync after another."""
+
+    def __init__(self, engine: Engine, rows: Rows) -> None:
+        self.engine = engine
+        self.rows = rows
+        self.populate(12)
+
+    def populate(self, size: int, *, order: Order = "recency") -> None:
+        self.world = World((A, B), order=order)
+        self.world.populate([(A,)] * size)
+        self.api = Api(self.world)
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        return self.world.listing(A)
+
+    async def job(
+        self,
+        number: str = A,
+        *,
+        max_confirmations: int = 2000,
+        max_passes: int = 3,
+        **plan: Any,
+    ) -> Result:
+        environ = {
+            "LINQ_INTEGRATION_TOKEN": "t",
+            "LINQ_ETL_API__MAX_CONCURRENCY": "1",
+            "LINQ_ETL_SYNC__MAX_CONFIRMATIONS": str(max_confirmations),
+            "LINQ_ETL_SYNC__MAX_PASSES": str(max_passes),
+        }
+        settings = config.load(environ=environ, needs_numbers=False)
+        planned = Plan((config.PhoneNumber(number),), **plan)
+        self.api.number, self.api.asked = number, []
+        api: Any = self.api
+        return await sync(settings, self.engine, api, plan=planned, report=LogReport())
+
+    def sync(self, number: str = A, **options: Any) -> Result:
+        return asyncio.run(self.job(number, **options))
+
+    def interrupt(self, *, after_pages: int, **options: Any) -> None:
+        async def run() -> None:
+            self.api.good_pages = after_pages
+            self.api.interrupted = asyncio.ensure_future(self.job(**options))
+            with suppress(asyncio.CancelledError):
+                await self.api.interrupted
+            self.api.interrupted, self.api.good_pages = None, 10_000
+
+        asyncio.run(run())
+
+    def chat(self, chat_id: int) -> Item:
+        return next(row for row in self.rows(chats) if row["id"] == chat_id)
+
+    def link(self, chat_id: int, number: str = A) -> Item:
+        keys = {"phone_number": number, "chat_id": chat_id}
+        return next(row for row in self.rows(chat_phone_numbers) if keys.items() <= row.items())
+
+    def removed(self) -> set[int]:
+        return {row["id"] for row in self.rows(chats) if row["removed_at"]}
+
+    def absent(self) -> set[int]:
+        """The chats whose link is removed or missing."""
+        links = self.rows(chat_phone_numbers)
+        return {row["chat_id"] for row in links if row["removed_at"] or row["missing_since"]}
+
+    def events(self) -> list[tuple[Any, ...]]:
+        wanted = ("run_id", "chat_id", "kind", "old_value", "new_value")
+        return [tuple(row[name] for name in wanted) for row in self.rows(chat_events)]
+
+    def completeness(self) -> list[str | None]:
+        return [row["completeness"] for row in self.rows(sync_run_numbers)]
+
+
+@pytest.fixture
+def account(engine: Engine, rows: Rows) -> Account:
+    return Account(engine, rows)
+
+
+def number_of(result: Result) -> Item:
+    (number,) = result.record["numbers"]
+    return dict(number)
+
+
+# Gone
+
+
+def test_a_deleted_chat_is_marked_in_the_next_sync(account: Account) -> None:
+    """Its row, its link, an event and the counts say so; no other row changes."""
+    account.sync()
+    tables = (chats, chat_phone_numbers, chat_handles, chat_message_counts)
+    before = {table: account.rows(table) for table in tables}
+    dead = account.world.delete(account.listed[5])
+    result = account.sync()
+    at = account.chat(dead)["removed_at"]
+    assert at is not None
+    assert account.rows(chats) == [
+        row | {"removed_at": at, "changed_at": at} if row["id"] == dead else row
+        for row in before[chats]
+    ]
+    assert account.rows(chat_phone_numbers) == [
+        row | {"removed_at": at} if row["chat_id"] == dead else row
+        for row in before[chat_phone_numbers]
+    ]
+    assert account.rows(chat_handles) == before[chat_handles]
+    assert account.rows(chat_message_counts) == before[chat_message_counts]
+    assert account.rows(chat_events) == [
+        {
+            "id": 1,
+            "run_id": 2,
+            "observed_at": at,
+            "chat_id": dead,
+            "kind": "removed",
+            "old_value": None,
+            "new_value": None,
+        }
+    ]
+    run = result.record
+    assert (result.exit_code, run["status"], run["chats_removed"]) == (0, "succeeded", 1)
+    number = number_of(result)
+    assert (number["chats_removed"], number["missing"], number["reason"]) == (1, 0, None)
+    assert account.api.asked == [dead]
+
+
+def test_what_is_marked_is_not_asked_for_again(account: Account) -> None:
+    """A removed chat costs no further request and makes no further event."""
+    account.sync()
+    account.world.delete(account.listed[0])
+    account.sync()
+    before = [account.rows(table) for table in (chats, chat_phone_numbers, chat_events)]
+    account.sync()
+    assert account.api.asked == []
+    assert [account.rows(t) for t in (chats, chat_phone_numbers, chat_events)] == before
+
+
+def test_a_chat_that_comes_back_is_restored(account: Account) -> None:
+    """Its row and its link are as if it had never been gone; the events tell of both."""
+    account.sync()
+    chat_id = account.listed[3]
+    chat, link = account.chat(chat_id), account.link(chat_id)
+    account.world.delete(chat_id)
+    account.sync()
+    account.world.restore(chat_id)
+    account.sync()
+    restored = account.chat(chat_id)
+    assert restored == chat | {"changed_at": restored["changed_at"]}
+    assert restored["changed_at"] > chat["changed_at"]
+    assert account.link(chat_id) == link
+    assert account.events() == [
+        (2, chat_id, "removed", None, None),
+        (3, chat_id, "restored", None, None),
+    ]
+
+
+# Alive, and not in the list
+
+
+def test_a_living_chat_that_is_missing_stays_and_is_refreshed(account: Account) -> None:
+    """It is noted since when it is missing; what Get Chat says of it is stored."""
+    account.sync()
+    chat_id = account.listed[4]
+    chat, link = account.chat(chat_id), account.link(chat_id)
+    account.world.leave_list(A, chat_id)
+    account.world.rename(chat_id, "Opening night")
+    result = account.sync()
+    now = account.chat(chat_id)
+    assert now == chat | {"display_name": "Opening night", "changed_at": now["changed_at"]}
+    since = account.link(chat_id)["missing_since"]
+    assert since is not None
+    assert account.link(chat_id) == link | {"missing_since": since}
+    number = number_of(result)
+    assert (result.exit_code, number["status"], number["missing"]) == (0, "succeeded", 1)
+    assert (number["chats_removed"], number["chats_updated"]) == (0, 1)
+    assert account.events() == [(2, chat_id, "renamed", chat["display_name"], "Opening night")]
+
+
+def test_a_missing_chat_that_is_seen_again_is_missing_no_more(account: Account) -> None:
+    """Its link is as it was before, and there is no event."""
+    account.sync()
+    chat_id = account.listed[4]
+    before = account.link(chat_id)
+    account.world.leave_list(A, chat_id)
+    account.sync()
+    assert account.link(chat_id) != before
+    account.world.restore(chat_id)
+    account.sync()
+    assert account.link(chat_id) == before
+    assert account.events() == []
+
+
+def test_a_chat_that_left_a_list_is_not_gone(account: Account) -> None:
+    """After a second consistent walk its link ends; the chat stays, and is asked for no more."""
+    account.sync()
+    chat_id = account.listed[4]
+    chat, link = account.chat(chat_id), account.link(chat_id)
+    account.world.leave_list(A, chat_id)
+    account.sync()
+    second = account.sync()
+    at = account.link(chat_id)["removed_at"]
+    assert at is not None
+    assert account.link(chat_id) == link | {"removed_at": at}
+    assert account.chat(chat_id) == chat
+    assert (second.record["chats_removed"], number_of(second)["missing"]) == (0, 0)
+    account.sync()
+    assert account.api.asked == []
+    account.world.restore(chat_id)
+    account.sync()
+    assert account.link(chat_id) == link
+    assert account.events() == []
+
+
+def test_an_unproved_walk_ends_no_link(account: Account) -> None:
+    """A living chat that was missed twice stays in the list if the walk was not consistent."""
+    account.populate(20, order="shuffled")
+    account.sync()
+    chat_id = account.rows(chat_phone_numbers)[0]["chat_id"]
+    account.world.leave_list(A, chat_id)
+    for _ in range(2):
+        assert number_of(account.sync())["completeness"] == "unproved"
+    link = account.link(chat_id)
+    assert link["removed_at"] is None
+    assert link["missing_since"] is not None
+
+
+def test_a_chat_is_removed_once_no_number_lists_it(account: Account) -> None:
+    """Of a shared chat that is gone, each number ends its own link, and the last one the chat."""
+    account.world.populate([(A, B)])
+    shared = next(iter(account.world.listing(B)))
+    account.world.create(B)
+    account.sync(A)
+    account.sync(B)
+    account.world.delete(shared)
+    assert account.sync(A).record["chats_removed"] == 0
+    assert account.link(shared, A)["removed_at"] is not None
+    assert account.link(shared, B)["removed_at"] is None
+    assert account.chat(shared)["removed_at"] is None
+    assert account.sync(B).record["chats_removed"] == 1
+    assert account.link(shared, B)["removed_at"] is not None
+    assert account.chat(shared)["removed_at"] is not None
+    assert account.events() == [(4, shared, "removed", None, None)]
+
+
+# Withheld
+
+
+def test_an_empty_list_removes_nothing(account: Account) -> None:
+    """The run is partial and names --allow-removals, with which all are asked for and removed."""
+    account.sync()
+    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    for chat_id in account.listed:
+        account.world.delete(chat_id)
+    result = account.sync()
+    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
+    number = number_of(result)
+    assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 12)
+    assert number["reason"].startswith("the list came back empty where 12 chats were known; ")
+    assert "--allow-removals" in number["reason"]
+    assert account.api.asked == []
+    assert account.sync(allow_removals=True).record["chats_removed"] == 12
+    assert len(account.removed()) == 12
+
+
+def test_suspiciously_many_removals_are_withheld(account: Account) -> None:
+    """More than 10 and more than 10 % gone: none is marked until --allow-removals lets them."""
+    account.populate(40)
+    account.sync()
+    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    dead = {account.world.delete(chat_id) for chat_id in account.listed[:11]}
+    result = account.sync()
+    number = number_of(result)
+    assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 11)
+    assert "11 of 40 known chats are gone or not listed; removals" in number["reason"]
+    assert "--allow-removals" in number["reason"]
+    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
+    allowed = account.sync(allow_removals=True)
+    assert (allowed.exit_code, allowed.record["chats_removed"]) == (0, 11)
+    assert account.removed() == dead
+
+
+def test_ten_removals_are_never_suspicious(account: Account) -> None:
+    """Ten of twelve chats that are gone are marked."""
+    account.sync()
+    dead = {account.world.delete(chat_id) for chat_id in account.listed[:10]}
+    assert account.sync().exit_code == 0
+    assert account.removed() == dead
+
+
+@pytest.mark.parametrize(
+    ("gone", "known", "is_suspicious"),
+    [
+        (10, 10, False),
+        (11, 11, True),
+        (11, 109, True),
+        (11, 110, False),
+        (12, 110, True),
+        (100, 1000, False),
+        (101, 1000, True),
+        (0, 0, False),
+    ],
+)
+def test_suspicious_is_more_than_ten_and_more_than_a_tenth(
+    gone: int, known: int, is_suspicious: bool
+) -> None:
+    """Both bounds have to be exceeded."""
+    assert suspicious(gone, known) == is_suspicious
+
+
+def test_a_number_that_the_token_lost_keeps_its_chats(account: Account) -> None:
+    """Nothing is asked for or marked where the token's numbers do not include this one."""
+    account.sync()
+    account.world.delete(account.listed[0])
+    account.api.reached = (B,)
+    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    result = account.sync()
+    number = number_of(result)
+    assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 1)
+    assert number["reason"].startswith("the token's numbers do not include this one; ")
+    assert account.api.asked == []
+    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
+
+
+def test_a_token_that_may_not_list_numbers_can_still_remove(account: Account) -> None:
+    """Where List Phone Numbers is refused, removals go on."""
+    account.sync()
+    dead = account.world.delete(account.listed[0])
+    account.api.refuses_numbers = True
+    assert account.sync().exit_code == 0
+    assert account.removed() == {dead}
+
+
+def test_a_number_that_may_be_lost_keeps_its_chats(account: Account) -> None:
+    """If List Phone Numbers has no answer, nothing is asked for or marked."""
+    account.sync()
+    account.world.delete(account.listed[0])
+    account.api.hides_numbers = True
+    result = account.sync()
+    reason = "whether the token still reaches the number is unknown; removals are withheld"
+    assert (result.exit_code, number_of(result)["reason"]) == (3, reason)
+    assert (account.api.asked, account.removed(), account.absent()) == ([], set(), set())
+
+
+# Unknown
+
+
+def test_what_got_no_answer_is_unknown(account: Account) -> None:
+    """If the API fails while it is asked, what it said counts and the rest stays, as missing."""
+    account.sync()
+    for chat_id in account.listed[:4]:
+        account.world.delete(chat_id)
+    account.api.good_answers = 2
+    result = account.sync()
+    assert len(account.api.asked) == 3
+    told = set(account.api.asked[:2])
+    number = number_of(result)
+    assert (result.exit_code, number["status"]) == (3, "partial")
+    assert (number["chats_removed"], number["missing"]) == (2, 2)
+    assert "2 missing chats are unknown" in number["reason"]
+    assert account.removed() == told
+    account.api.good_answers = 10_000
+    assert account.sync().exit_code == 0
+    assert len(account.removed()) == 4
+
+
+def test_a_refused_answer_is_no_proof(account: Account) -> None:
+    """A chat that the API refuses to show stays, and the others are asked for all the same."""
+    account.sync()
+    first, second = (account.world.delete(chat_id) for chat_id in account.listed[:2])
+    account.api.refused_chats = {first}
+    result = account.sync()
+    assert sorted(account.api.asked) == sorted((first, second))
+    assert (result.exit_code, account.removed()) == (3, {second})
+    assert account.link(first)["missing_since"] is not None
+
+
+def test_no_more_chats_are_asked_for_than_the_budget_says(account: Account) -> None:
+    """The rest is missing and partial; its turn comes in the next run, ahead of others."""
+    account.sync()
+    old = {account.world.delete(chat_id) for chat_id in account.listed[-5:]}
+    first = account.sync(max_confirmations=3)
+    asked = set(account.api.asked)
+    assert (first.exit_code, len(asked), account.removed()) == (3, 3, asked)
+    assert "2 missing chats are unknown" in number_of(first)["reason"]
+    account.world.delete(min(account.listed))
+    account.sync(max_confirmations=2)
+    assert set(account.api.asked) == old - asked
+    assert account.removed() == old
+
+
+# Walks that do not end
+
+
+def test_a_failed_walk_removes_nothing(account: Account) -> None:
+    """What was read stays, and whoever was not seen is not even missing."""
+    account.sync()
+    chat_id = account.world.delete(account.listed[-1])
+    newest = account.world.create(A)
+    account.api.good_pages = 2
+    result = account.sync()
+    assert (result.exit_code, result.record["status"]) == (5, "failed")
+    assert number_of(result)["completeness"] is None
+    assert (account.removed(), account.absent()) == (set(), set())
+    assert account.chat(newest)["removed_at"] is None
+    account.api.good_pages = 10_000
+    account.sync()
+    assert account.removed() == {chat_id}
+
+
+def test_an_interrupted_walk_removes_nothing(account: Account) -> None:
+    """The run is closed as interrupted; the next one starts over and marks what is gone."""
+    account.sync()
+    chat_id = account.world.delete(account.listed[-1])
+    account.interrupt(after_pages=2)
+    assert account.rows(sync_runs)[-1]["status"] == "interrupted"
+    assert (account.removed(), account.absent()) == (set(), set())
+    account.sync()
+    assert account.removed() == {chat_id}
+
+
+# How far a list is proved
+
+
+def test_the_next_sync_proves_the_one_before(account: Account) -> None:
+    """A list that did not change is proved afterwards, in the run that read it, at no request."""
+    first = account.sync()
+    assert number_of(first)["completeness"] == "consistent"
+    before = account.api.requests
+    account.sync()
+    assert account.completeness() == ["proved", "consistent"]
+    assert account.api.requests == 2 * before
+
+
+def test_chats_that_came_later_do_not_prevent_a_proof(account: Account) -> None:
+    """The chats seen both times are still as many as the first walk counted."""
+    account.sync()
+    account.world.create(A)
+    account.sync()
+    assert account.completeness() == ["proved", "consistent"]
+
+
+def test_a_chat_that_went_prevents_a_proof(account: Account) -> None:
+    """A chat that was not seen both times is not counted."""
+    account.sync()
+    account.world.create(A)
+    account.world.delete(account.listed[3])
+    account.sync()
+    account.sync()
+    assert account.completeness() == ["consistent", "proved", "consistent"]
+
+
+def test_an_unproved_walk_can_be_proved_by_the_next(account: Account) -> None:
+    """Its reason goes with the doubt."""
+    account.api.changes = [[], [], [lambda world: world.create(A)]]
+    first = number_of(account.sync(max_passes=1))
+    assert first["completeness"] == "unproved"
+    assert first["reason"] == "the list went from 12 to 13 while it was read"
+    account.sync()
+    proved = {"completeness": "proved", "reason": None}
+    assert account.rows(sync_run_numbers)[0] == first | proved
+
+
+def test_a_failed_run_in_between_prevents_a_proof(account: Account) -> None:
+    """Only the walk that came last can be proved."""
+    account.sync()
+    account.api.good_pages = 2
+    account.sync()
+    account.api.good_pages = 10_000
+    account.sync()
+    assert account.completeness() == ["consistent", None, "consistent"]
+
+
+def test_a_partial_run_in_between_prevents_a_proof(account: Account) -> None:
+    """A run that left something unknown proves nothing and is not proved."""
+    account.sync()
+    account.world.delete(account.listed[0])
+    account.sync(max_confirmations=0)
+    account.sync()
+    assert account.completeness() == ["consistent"] * 3
+
+
+def test_a_backfill_in_between_prevents_a_proof(account: Account) -> None:
+    """Some pages in between are the last reading of the list, and that is no walk."""
+    account.sync()
+    account.sync(command="backfill", first_page=2, last_page=3)
+    account.sync()
+    assert account.completeness() == ["consistent", None, "consistent"]
+
+
+def test_prove_walks_twice_now(account: Account) -> None:
+    """`--prove` needs no second run; it costs a second walk."""
+    account.sync()
+    once = account.api.requests
+    result = account.sync(prove=True)
+    number = number_of(result)
+    assert (number["completeness"], number["reason"]) == ("proved", None)
+    assert account.api.requests == 3 * once
+
+
+def test_an_unproved_list_is_exit_code_3_if_asked(account: Account) -> None:
+    """In an order shuffled per request nothing is proved; --require-complete turns it into 3."""
+    account.populate(20, order="shuffled")
+    plain = account.sync()
+    assert (plain.exit_code, number_of(plain)["completeness"]) == (0, "unproved")
+    assert number_of(plain)["reason"]
+    assert account.sync(require_complete=True).exit_code == 3
+
+
+def test_a_consistent_list_is_complete_enough(account: Account) -> None:
+    """--require-complete does not ask for a proof."""
+    assert account.sync(require_complete=True).exit_code == 0
+
+
+# History
+
+
+def test_a_first_sync_has_starting_counts_and_no_events(account: Account) -> None:
+    """Each chat's count is there to count from; a thousand chats are no thousand news."""
+    account.sync()
+    assert account.events() == []
+    expected = [
+        {
+            "chat_id": row["id"],
+            "observed_at": row["first_seen_at"],
+            "message_count": row["message_count"],
+            "run_id": 1,
+        }
+        for row in account.rows(chats)
+    ]
+    assert account.rows(chat_message_counts) == expected
+
+
+def test_a_chat_that_a_failed_first_sync_had_not_reached_is_no_news(account: Account) -> None:
+    """Until a list has been read to its end, everything in it is starting stock."""
+    account.api.good_pages = 2
+    account.sync()
+    account.api.good_pages = 10_000
+    account.sync()
+    assert len(account.rows(chats)) == 12
+    assert account.events() == []
+
+
+def test_what_changes_later_is_an_event(account: Account) -> None:
+    """Each kind with its chat, and the values before and after it."""
+    world = account.world
+    renamed, moved, grouped, joined, left, dead, *_ = sorted(account.listed)
+    world.edit(renamed, display_name="Old name")
+    world.edit(moved, service="SMS")
+    world.edit(grouped, group=False)
+    world.edit(left, chat_handles=[*world.chat(left)["chat_handles"], SENDER])
+    account.sync()
+    world.rename(renamed, "New name")
+    world.change_service(moved, "RCS")
+    world.edit(grouped, group=True)
+    world.join(joined, SENDER)
+    world.edit(left, chat_handles=world.chat(left)["chat_handles"][:-1])
+    world.delete(dead)
+    created = world.create(A)
+    account.sync()
+    assert sorted(account.events()) == sorted(
+        [
+            (2, created, "created", None, None),
+            (2, renamed, "renamed", "Old name", "New name"),
+            (2, moved, "service_changed", "SMS", "RCS"),
+            (2, grouped, "group_changed", "false", "true"),
+            (2, joined, "joined", None, SENDER["phone_number"]),
+            (2, left, "left", SENDER["phone_number"], None),
+            (2, dead, "removed", None, None),
+        ],
+        key=lambda event: event[:3],
+    )
+
+
+def test_a_message_count_is_kept_when_it_changed(account: Account) -> None:
+    """A row for the chat with a new message, none for the others."""
+    account.sync()
+    before = account.rows(chat_message_counts)
+    busy = account.listed[7]
+    account.world.jump(busy)
+    account.sync()
+    chat = account.chat(busy)
+    new = [row for row in account.rows(chat_message_counts) if row not in before]
+    assert new == [
+        {
+            "chat_id": busy,
+            "observed_at": chat["changed_at"],
+            "message_count": account.world.chat(busy)["message_count"],
+            "run_id": 2,
+        }
+    ]
+    account.sync()
+    assert len(account.rows(chat_message_counts)) == len(before) + 1
+    assert account.events() == []
