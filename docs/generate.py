@@ -68,7 +68,7 @@ def _error_classes(base: type[errors.EtlError]) -> Iterator[type[errors.EtlError
 
 
 def _code(error: type[errors.EtlError]) -> str:
-    return "130, 143" if error is errors.Interrupted else str(error.exit_code)
+    return "130, 143" if error is errors.RunInterruptedError else str(error.exit_code)
 
 
 def _first_sentence(doc: str) -> str:

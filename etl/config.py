@@ -38,7 +38,7 @@ class Token:
 class PhoneNumber:
     """A configured number: E.164, its label, and its own token if it has one."""
 
-    number: str
+    e164: str
     label: str | None = None
     token: Token | None = None
 
@@ -114,7 +114,7 @@ class Config:
 SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
 
 
-def load(
+def load_config(
     path: Path | None = None,
     environ: Mapping[str, str] = os.environ,
     *,
@@ -170,17 +170,17 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
 
 
 def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
-    settings: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    config: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for variable, value in environ.items():
         section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
         ours = variable.startswith(ENV_PREFIX) and not variable.startswith(f"{ENV_PREFIX}TEST_")
         if not (ours and value) or variable == CONFIG_ENV:
             continue
         if section in SECTIONS and key in SECTIONS[section].__struct_fields__:
-            settings[section][key] = _list(value) if key == "phone_numbers" else value
+            config[section][key] = _list(value) if key == "phone_numbers" else value
         else:
             problems.append(f"{_shown(variable)}: no such setting{_suggestion(section, key)}")
-    return settings
+    return config
 
 
 def _sections(
@@ -252,10 +252,10 @@ def _phone_numbers(
         except ValueError as error:
             problems.append(f"{key}: {error}")
             continue
-        first = seen.setdefault(phone_number.number, position)
+        first = seen.setdefault(phone_number.e164, position)
         if first != position:
             problems.append(
-                f"{key}: {phone_number.number} is entry {first} already; delete one of them"
+                f"{key}: {phone_number.e164} is entry {first} already; delete one of them"
             )
         else:
             yield phone_number

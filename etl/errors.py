@@ -22,7 +22,7 @@ class ConfigError(EtlError):
     kind = "config"
 
 
-class RequestRefused(EtlError):
+class RequestRefusedError(EtlError):
     """The API understood the request and refused it: mend the number or the settings."""
 
     exit_code = 3
@@ -34,25 +34,25 @@ class RequestRefused(EtlError):
         self.code = code
 
 
-class TokenRefused(EtlError):
+class TokenRefusedError(EtlError):
     """Get a valid token; nothing else helps, so nothing is retried."""
 
     exit_code = 4
     kind = "token"
 
 
-class AccessDenied(TokenRefused):
+class AccessDeniedError(TokenRefusedError):
     """The token is valid and may not read that: use the one that the number belongs to."""
 
 
-class ApiUnavailable(EtlError):
+class ApiUnavailableError(EtlError):
     """Wait and run again: the API stayed unreachable, broken or unreadable through all retries."""
 
     exit_code = 5
     kind = "unavailable"
 
 
-class ApiThrottled(ApiUnavailable):
+class ApiThrottledError(ApiUnavailableError):
     """Wait longer or ask for less: the API kept answering 429."""
 
     kind = "throttled"
@@ -71,20 +71,20 @@ class SchemaError(DatabaseError):
     kind = "schema"
 
 
-class Busy(EtlError):
+class BusyError(EtlError):
     """Another run holds the numbers: wait for it."""
 
     exit_code = 7
     kind = "busy"
 
 
-class LeaseLost(Busy):
+class LeaseLostError(BusyError):
     """Another run took this number over while this process was stalled; nothing more is written."""
 
     kind = "lease_lost"
 
 
-class Interrupted(EtlError):
+class RunInterruptedError(EtlError):
     """SIGINT or SIGTERM: run it again when convenient."""
 
     kind = "interrupted"

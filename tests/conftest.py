@@ -72,7 +72,7 @@ def postgres_server() -> Iterator[str]:
     try:
         with postgres.server(_POSTGRES_URL) as url:
             yield url
-    except postgres.NoPostgres as reason:
+    except postgres.NoPostgresError as reason:
         give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         give_up(f"no PostgreSQL: {reason}")
 

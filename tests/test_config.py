@@ -15,7 +15,7 @@ from etl.config import (
     Sync,
     Token,
     is_loopback,
-    load,
+    load_config,
 )
 from etl.errors import ConfigError
 
@@ -34,7 +34,7 @@ def load_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
     def load_text(text: str, environ: Mapping[str, str] = WITH_TOKEN, **needs: bool) -> Config:
         path = tmp_path / "linq.toml"
         path.write_text(text, "utf-8")
-        return load(path, environ, **needs)
+        return load_config(path, environ, **needs)
 
     return load_text
 
@@ -143,7 +143,7 @@ def test_no_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     environ = WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": "+13343284472"}
 
-    assert load(None, environ).sync.phone_numbers == (PhoneNumber("+13343284472"),)
+    assert load_config(None, environ).sync.phone_numbers == (PhoneNumber("+13343284472"),)
 
 
 @pytest.mark.parametrize("written", ["+13343284472,", ",+13343284472, ,", " +13343284472 , "])
@@ -180,9 +180,9 @@ def test_the_file_is_named_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / f"{name}.toml").write_text(f"{A_NUMBER}[api]\nper_page = {per_page}")
     named = WITH_TOKEN | {"LINQ_ETL_CONFIG": "environment.toml"}
 
-    assert load(Path("given.toml"), named).api.per_page == 1
-    assert load(None, named).api.per_page == 2
-    assert load(None, WITH_TOKEN).api.per_page == 3
+    assert load_config(Path("given.toml"), named).api.per_page == 1
+    assert load_config(None, named).api.per_page == 2
+    assert load_config(None, WITH_TOKEN).api.per_page == 3
 
 
 def test_a_named_file_must_exist(load_toml: Loader, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_named_file_must_exist(load_toml: Loader, tmp_path: Path) -> None:
     environ = WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": "+13343284472"}
 
     with pytest.raises(ConfigError) as raised:
-        load(tmp_path / "other.toml", environ)
+        load_config(tmp_path / "other.toml", environ)
 
     assert f"{tmp_path}/other.toml: no such file; copy config.example.toml" in str(raised.value)
 
@@ -201,14 +201,14 @@ def test_a_file_that_is_not_toml(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "linq.toml").write_bytes(content)
 
     with pytest.raises(ConfigError, match=r"linq\.toml: not valid TOML[:,] "):
-        load(tmp_path / "linq.toml", WITH_TOKEN)
+        load_config(tmp_path / "linq.toml", WITH_TOKEN)
 
 
 def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
     """A file that an editor began with a BOM is read as any other."""
     (tmp_path / "linq.toml").write_bytes(b"\xef\xbb\xbf" + A_NUMBER.encode())
 
-    config = load(tmp_path / "linq.toml", WITH_TOKEN)
+    config = load_config(tmp_path / "linq.toml", WITH_TOKEN)
 
     assert config.sync.phone_numbers == (PhoneNumber("+13343284472"),)
 
@@ -216,7 +216,7 @@ def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """A folder in place of the file is named, with the system's reason."""
     with pytest.raises(ConfigError) as raised:
-        load(tmp_path, WITH_TOKEN)
+        load_config(tmp_path, WITH_TOKEN)
 
     assert f"{tmp_path}: cannot be read: Is a directory" in str(raised.value)
 

@@ -27,9 +27,9 @@ def test_example_configuration_is_complete():
 
 def test_example_configuration_loads_as_the_defaults():
     """Copied as it is, it works, and it changes nothing but the numbers."""
-    loaded = config.load(ROOT / "config.example.toml", {config.TOKEN_ENV: "t"})
+    loaded = config.load_config(ROOT / "config.example.toml", {config.TOKEN_ENV: "t"})
     assert (loaded.api, loaded.database) == (config.Api(), config.Database())
-    assert [(n.number, n.label) for n in loaded.sync.phone_numbers] == [
+    assert [(n.e164, n.label) for n in loaded.sync.phone_numbers] == [
         ("+13343284472", None),
         ("+13125550100", "Support"),
     ]

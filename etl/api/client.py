@@ -22,9 +22,15 @@ from tenacity.wait import wait_random_exponential
 from etl import __version__
 from etl.api import decode as wire
 from etl.api.decode import Chat, LinqNumber, Page, Rejected
-from etl.api.pace import Pace, Traffic
+from etl.api.pace import ApiUsage, Pace
 from etl.config import Api, Token, is_loopback
-from etl.errors import AccessDenied, ApiThrottled, ApiUnavailable, RequestRefused, TokenRefused
+from etl.errors import (
+    AccessDeniedError,
+    ApiThrottledError,
+    ApiUnavailableError,
+    RequestRefusedError,
+    TokenRefusedError,
+)
 from etl.phone import to_digits
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})
@@ -43,15 +49,15 @@ Decode = Callable[[bytes, datetime], T]  # from a body and when it was asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class RequestContext:
     """On whose behalf a request is made: a number, the token that reaches it, and its bill."""
 
     phone_number: str
     token: Token
-    traffic: Traffic
+    traffic: ApiUsage
 
 
-class Linq:
+class LinqClient:
     """Connections and a pace, shared by every number and token of this process.
 
     `now` gives the time that is recorded, `sleep` makes the waits between tries. An async context
@@ -60,13 +66,13 @@ class Linq:
 
     def __init__(
         self,
-        settings: Api,
+        config: Api,
         pace: Pace,
         *,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._settings = settings
+        self._config = config
         self._pace = pace
         self._now = now
         self._sleep = sleep
@@ -74,49 +80,49 @@ class Linq:
         self._first_try: dict[Token, asyncio.Lock] = {}
         self._tried: set[Token] = set()
         self._refused: set[Token] = set()
-        self._barred: _Transient | None = None  # once the API has asked to wait for too long
-        self._url = httpx.URL(settings.base_url.rstrip("/") + _PATH)
-        self._timeout = httpx.Timeout(settings.timeout_seconds).as_dict()
+        self._shut_out: _TransientError | None = None  # once the API has asked to wait for too long
+        self._url = httpx.URL(config.base_url.rstrip("/") + _PATH)
+        self._timeout = httpx.Timeout(config.timeout_seconds).as_dict()
         self._tls = httpx.create_ssl_context()
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
-    async def __aenter__(self) -> "Linq":
+    async def __aenter__(self) -> "LinqClient":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for transport in self._idle:
             await transport.aclose()
 
-    async def list_chats(self, line: Line, page: int) -> Page:
+    async def list_chats(self, line: RequestContext, page: int) -> Page:
         """Read one page, counted from 1, of the number's list."""
         params: dict[str, str | int] = {
             "phone_number": to_digits(line.phone_number),
             "page": page,
-            "per_page": self._settings.per_page,
+            "per_page": self._config.per_page,
         }
 
         return await self._get(
             line, "/chats", lambda body, sent_at: wire.page(body, page, sent_at), params=params
         )
 
-    async def get_chat(self, line: Line, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
         """Read one chat; None where the API says that there is none (404, code not_found)."""
         try:
             return await self._get(
                 line, f"/chats/{chat_id}", lambda body, _: wire.single_chat(body, chat_id)
             )
-        except RequestRefused as error:
+        except RequestRefusedError as error:
             if (error.status, error.code) == (404, "not_found"):
                 return None
             raise
 
-    async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
+    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
         """The numbers that the line's token reaches."""
         return await self._get(line, "/phone_numbers", lambda body, _: wire.phone_numbers(body))
 
     async def _get(
         self,
-        line: Line,
+        line: RequestContext,
         path: str,
         decode: Decode[T],
         *,
@@ -125,7 +131,7 @@ class Linq:
         def after(state: RetryCallState) -> None:
             failure = _failure(state)
             if _too_long(failure):
-                self._barred = failure
+                self._shut_out = failure
             elif failure.throttled:
                 self._pace.throttled(_wait(state))
 
@@ -133,8 +139,8 @@ class Linq:
             line.traffic.retries += 1
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_Transient),
-            stop=stop_after_attempt(self._settings.max_attempts) | stop_before_delay(RETRY_SECONDS),
+            retry=retry_if_exception_type(_TransientError),
+            stop=stop_after_attempt(self._config.max_attempts) | stop_before_delay(RETRY_SECONDS),
             wait=_wait,
             sleep=self._sleep,
             after=after,
@@ -144,7 +150,11 @@ class Linq:
         return await retrying(self._try, line, path, decode, params)
 
     async def _try(
-        self, line: Line, path: str, decode: Decode[T], params: Mapping[str, str | int] | None
+        self,
+        line: RequestContext,
+        path: str,
+        decode: Decode[T],
+        params: Mapping[str, str | int] | None,
     ) -> T:
         # A token's first request goes alone, so that one that is refused costs no more.
         if line.token not in self._tried:
@@ -157,13 +167,17 @@ class Linq:
         return await self._ask(line, path, decode, params)
 
     async def _ask(
-        self, line: Line, path: str, decode: Decode[T], params: Mapping[str, str | int] | None
+        self,
+        line: RequestContext,
+        path: str,
+        decode: Decode[T],
+        params: Mapping[str, str | int] | None,
     ) -> T:
         async with self._pace.turn():
             if line.token in self._refused:
-                raise TokenRefused(_REFUSED_401)
-            if self._barred:
-                raise self._barred
+                raise TokenRefusedError(_REFUSED_401)
+            if self._shut_out:
+                raise self._shut_out
             line.traffic.requests += 1
             sent_at = self._now()
             response, body = await self._send(line.token, path, params)
@@ -177,8 +191,8 @@ class Linq:
             await asyncio.sleep(0)
             try:
                 return decode(body, sent_at)
-            except wire.BadAnswer as error:
-                raise _Transient(str(error)) from None
+            except wire.BadAnswerError as error:
+                raise _TransientError(str(error)) from None
 
     async def _send(
         self, token: Token, path: str, params: Mapping[str, str | int] | None
@@ -190,19 +204,19 @@ class Linq:
         request = self._request(token, path, params)
         try:
             # httpx bounds each read; this bounds the request, should the body come in drops.
-            async with asyncio.timeout(self._settings.timeout_seconds):
+            async with asyncio.timeout(self._config.timeout_seconds):
                 response = await transport.handle_async_request(request)
                 try:
                     return response, await _body(response)
                 finally:
                     await response.aclose()
         except (TimeoutError, httpx.TimeoutException):
-            raise _Transient(f"no answer in {self._settings.timeout_seconds:g} s") from None
+            raise _TransientError(f"no answer in {self._config.timeout_seconds:g} s") from None
         except httpx.ConnectError as error:
-            raise _Transient(f"no connection to {request.url.host}: {error}") from None
+            raise _TransientError(f"no connection to {request.url.host}: {error}") from None
         except httpx.RequestError as error:
             # Its text may hold the URL, and with it the phone number.
-            raise _Transient(f"the connection broke ({type(error).__name__})") from None
+            raise _TransientError(f"the connection broke ({type(error).__name__})") from None
         finally:
             self._idle.append(transport)
 
@@ -221,11 +235,11 @@ class Linq:
         return httpx.AsyncHTTPTransport(
             verify=self._tls,
             limits=httpx.Limits(max_connections=1),
-            proxy=_proxy(self._settings.base_url),
+            proxy=_proxy(self._config.base_url),
         )
 
 
-class _Transient(Exception):
+class _TransientError(Exception):
     """A failure that may pass; `retry_after` in seconds where the API named a time."""
 
     def __init__(
@@ -239,13 +253,13 @@ class _Transient(Exception):
 _backoff = wait_random_exponential(multiplier=0.5, max=MAX_WAIT_SECONDS)
 
 
-def _failure(state: RetryCallState) -> _Transient:
+def _failure(state: RetryCallState) -> _TransientError:
     failure = state.outcome.exception() if state.outcome else None
-    assert isinstance(failure, _Transient)  # noqa: S101  # nothing else is retried
+    assert isinstance(failure, _TransientError)  # noqa: S101  # nothing else is retried
     return failure
 
 
-def _too_long(failure: _Transient) -> bool:
+def _too_long(failure: _TransientError) -> bool:
     return failure.retry_after is not None and failure.retry_after >= RETRY_SECONDS
 
 
@@ -260,11 +274,13 @@ def _give_up(state: RetryCallState) -> NoReturn:
     if _too_long(failure):
         tries = f"and asked to wait {failure.retry_after:.0f} s, which is too long for one run"
     if failure.throttled:
-        raise ApiThrottled(
+        raise ApiThrottledError(
             f"the API is throttling {tries}; run again later, or set "
             "api.max_requests_per_second lower"
         ) from failure
-    raise ApiUnavailable(f"the API is unavailable {tries}: {failure}; run again later") from failure
+    raise ApiUnavailableError(
+        f"the API is unavailable {tries}: {failure}; run again later"
+    ) from failure
 
 
 _REFUSED_401 = (
@@ -278,27 +294,27 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
     if status == 200:
         return
     if status in RETRY_STATUSES:
-        raise _Transient(
+        raise _TransientError(
             f"HTTP {status}",
             throttled=status == 429,
             retry_after=_retry_after(response.headers.get("Retry-After"), now),
         )
     if status == 401:
-        raise TokenRefused(_REFUSED_401)
+        raise TokenRefusedError(_REFUSED_401)
     if status == 403:
-        raise AccessDenied(
+        raise AccessDeniedError(
             "the API does not let this token read that (403); use the token that the number "
             "belongs to (token_env), or ask Linq"
         )
     code = wire.error_code(body)
     if response.is_redirect:
-        raise RequestRefused(
+        raise RequestRefusedError(
             f"the API redirects (HTTP {status}), which is not followed; see api.base_url",
             status=status,
             code=code,
         )
     # Only status and code: the rest of an error may repeat the phone number.
-    raise RequestRefused(
+    raise RequestRefusedError(
         f"the API refused the request (HTTP {status}, code {code or 'none'}); see that the number "
         "is one of `linq-etl phone-numbers`, and api.base_url",
         status=status,
@@ -324,7 +340,7 @@ async def _body(response: httpx.Response) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > MAX_BODY_BYTES:
-            raise _Transient(f"an answer of more than {MAX_BODY_BYTES >> 20} MiB")
+            raise _TransientError(f"an answer of more than {MAX_BODY_BYTES >> 20} MiB")
     return b"".join(chunks)
 
 

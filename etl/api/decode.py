@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 T = TypeVar("T")
 
 
-class BadAnswer(Exception):
+class BadAnswerError(Exception):
     """Not an answer to this request: HTML, cut short, of another shape or for another page."""
 
 
@@ -91,7 +91,7 @@ class Page(Struct, frozen=True):
     `total_count` and `last_page` are None where the API did not say, or contradicted its rows.
     """
 
-    number: int
+    page_number: int
     per_page: int
     total_count: int | None
     last_page: int | None
@@ -158,11 +158,11 @@ def page(body: bytes, number: int, observed_at: datetime) -> Page:
         meta, chats = wire.meta, tuple(record for record in records if isinstance(record, Chat))
     meta = meta or _WireMeta()
     if meta.page not in (None, number):
-        raise BadAnswer(f"an answer for page {meta.page} to a request for page {number}")
+        raise BadAnswerError(f"an answer for page {meta.page} to a request for page {number}")
     rows = len(records or chats)
     total_count, last_page = _extent(meta, number, rows=rows)
     return Page(
-        number=number,
+        page_number=number,
         per_page=meta.per_page or rows,
         total_count=total_count,
         last_page=last_page,
@@ -195,7 +195,7 @@ def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int
         last_page = min(max(last_page or 0, by_count), meta.total_count) or None
         full_pages = by_count or last_page
     if rows == 0 and full_pages is not None and number <= full_pages:
-        raise BadAnswer(f"an empty page {number} of {full_pages}")
+        raise BadAnswerError(f"an empty page {number} of {full_pages}")
     unknown = last_page is None and meta.total_count is None
     return meta.total_count, None if unknown else last_page or 1
 
@@ -205,7 +205,7 @@ def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:
     document, _ = _json(body)
     record = _record(_convert(document, _WireSingle).data)
     if record.id not in (None, chat_id):
-        raise BadAnswer("an answer for another chat")
+        raise BadAnswerError("an answer for another chat")
     return record
 
 
@@ -219,7 +219,7 @@ def _convert(document: Any, shape: type[T]) -> T:
     try:
         return msgspec.convert(document, shape, strict=False)
     except msgspec.ValidationError as error:
-        raise BadAnswer(f"JSON of another shape ({error})") from None
+        raise BadAnswerError(f"JSON of another shape ({error})") from None
 
 
 def _json(body: bytes) -> tuple[Any, int]:
@@ -232,7 +232,7 @@ def _json(body: bytes) -> tuple[Any, int]:
     try:
         return _clean(document) if dirty else (document, 0)
     except RecursionError:
-        raise BadAnswer(_TOO_DEEP) from None
+        raise BadAnswerError(_TOO_DEEP) from None
 
 
 def _lenient_json(body: bytes) -> Any:
@@ -246,7 +246,7 @@ def _lenient_json(body: bytes) -> Any:
             parse_constant=str,
         )
     except (ValueError, RecursionError):
-        raise BadAnswer("an answer that is not JSON, or is cut short") from None
+        raise BadAnswerError("an answer that is not JSON, or is cut short") from None
 
 
 def _finite(text: str) -> float | str:
@@ -275,7 +275,7 @@ def _record(item: Any) -> Chat | Rejected:
     try:
         return _chat(item)
     except RecursionError:
-        raise BadAnswer(_TOO_DEEP) from None
+        raise BadAnswerError(_TOO_DEEP) from None
     except ValueError as error:
         chat_id = item.get("id") if isinstance(item, dict) else None
         known = type(chat_id) is int and -(2**63) <= chat_id < 2**63
@@ -334,7 +334,7 @@ def error_code(body: bytes) -> str | None:
     """The code of an error of the API, if the body holds one that is safe to repeat."""
     try:
         code = _json(body)[0]["errors"][0]["code"]
-    except (BadAnswer, LookupError, TypeError):
+    except (BadAnswerError, LookupError, TypeError):
         return None
     safe = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code)
     return code if safe else None

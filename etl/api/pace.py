@@ -14,7 +14,7 @@ SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known a
 
 
 @dataclass(slots=True)
-class Traffic:
+class ApiUsage:
     """What was spent on the API for one number so far; requests include the retries."""
 
     requests: int = 0

@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from etl import config
-from etl.api.client import Line, Linq
-from etl.api.pace import Pace, Traffic
-from etl.config import Config, Token
+from etl.api.client import LinqClient, RequestContext
+from etl.api.pace import ApiUsage, Pace
+from etl.config import Config, Token, load_config
 from etl.db import schema
 from etl.db.engine import describe, open_database, reading
 from etl.db.tables import REVISION
-from etl.errors import ConfigError, EtlError, RequestRefused
+from etl.errors import ConfigError, EtlError, RequestRefusedError
 from etl.phone import e164_or_none, shortened
 
 
@@ -39,22 +38,22 @@ async def run_checks(path: Path | None) -> list[Finding]:
     """Check what can be checked; what depends on something that fails is left out."""
     findings: list[Finding] = []
     with _finding(findings, "config"):
-        settings = config.load(path)
+        config = load_config(path)
         findings.append(Finding("config", "complete and well-formed"))
     if findings[-1].exit_code:
         return findings
-    await _check_token(settings, findings)
-    await asyncio.to_thread(_check_database, settings, findings)
+    await _check_token(config, findings)
+    await asyncio.to_thread(_check_database, config, findings)
     return findings
 
 
-async def reachable_numbers(settings: Config) -> list[dict[str, Any]]:
+async def reachable_numbers(config: Config) -> list[dict[str, Any]]:
     """The numbers that the configured tokens reach, and whether each is configured."""
-    configured = {number.number: number for number in settings.sync.phone_numbers}
-    tokens = {number.token for number in configured.values()} | {settings.token}
+    configured = {number.e164: number for number in config.sync.phone_numbers}
+    tokens = {number.token for number in configured.values()} | {config.token}
     reached: set[str] = set()
     for token in tokens:
-        reached |= await _reached(settings, token) if token else set()
+        reached |= await _reached(config, token) if token else set()
     return [
         {
             "phone_number": number,
@@ -65,25 +64,25 @@ async def reachable_numbers(settings: Config) -> list[dict[str, Any]]:
     ]
 
 
-async def _reached(settings: Config, token: Token) -> set[str]:
-    pace = Pace(1, settings.api.max_requests_per_second)
-    async with Linq(settings.api, pace, now=lambda: datetime.now(UTC)) as linq:
-        numbers = await linq.list_phone_numbers(Line("", token, Traffic()))
+async def _reached(config: Config, token: Token) -> set[str]:
+    pace = Pace(1, config.api.max_requests_per_second)
+    async with LinqClient(config.api, pace, now=lambda: datetime.now(UTC)) as linq:
+        numbers = await linq.list_phone_numbers(RequestContext("", token, ApiUsage()))
     return set(filter(None, (e164_or_none(number.phone_number) for number in numbers)))
 
 
-async def _check_token(settings: Config, findings: list[Finding]) -> None:
+async def _check_token(config: Config, findings: list[Finding]) -> None:
     wanted: dict[Token, set[str]] = {}
-    for number in settings.sync.phone_numbers:
-        if token := number.token or settings.token:
-            wanted.setdefault(token, set()).add(number.number)
-    if settings.sync.all_phone_numbers and settings.token:
-        wanted.setdefault(settings.token, set())
+    for number in config.sync.phone_numbers:
+        if token := number.token or config.token:
+            wanted.setdefault(token, set()).add(number.e164)
+    if config.sync.all_phone_numbers and config.token:
+        wanted.setdefault(config.token, set())
     for token, numbers in wanted.items():
         with _finding(findings, "token"):
             try:
-                reached = await _reached(settings, token)
-            except RequestRefused:
+                reached = await _reached(config, token)
+            except RequestRefusedError:
                 findings.append(Finding("token", "accepted; this API does not list its numbers"))
                 continue
             findings.append(Finding("token", f"accepted; it reaches {len(reached)} number(s)"))
@@ -97,25 +96,25 @@ async def _check_token(settings: Config, findings: list[Finding]) -> None:
                 findings.append(Finding("numbers", f"{len(numbers)} configured, all reached"))
 
 
-def _check_database(settings: Config, findings: list[Finding]) -> None:
+def _check_database(config: Config, findings: list[Finding]) -> None:
     with _finding(findings, "database"):
-        engine = open_database(settings.database.url)
+        engine = open_database(config.database.url)
         try:
             with reading(engine) as connection:
                 connection.exec_driver_sql("SELECT 1")
             findings.append(Finding("database", f"answers: {describe(engine)}"))
             with _finding(findings, "schema"):
-                findings.append(_schema_finding(schema.current(engine), settings))
+                findings.append(_schema_finding(schema.current(engine), config))
         finally:
             engine.dispose()
 
 
-def _schema_finding(revision: str | None, settings: Config) -> Finding:
+def _schema_finding(revision: str | None, config: Config) -> Finding:
     if revision == REVISION:
         return Finding("schema", f"up to date (revision {REVISION})")
     schema.ensure_known(revision)
     found = f"revision {revision}" if revision else "empty"
-    if settings.database.auto_upgrade:
+    if config.database.auto_upgrade:
         return Finding("schema", f"{found}; the next sync upgrades it to {REVISION}")
     return Finding("schema", f"{found}; run `linq-etl db upgrade`", 6)
 

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from etl import config, log
+from etl import log
 from etl.config import Config, PhoneNumber
-from etl.errors import ConfigError, DatabaseError, Interrupted
+from etl.config import load_config as read_config
+from etl.errors import ConfigError, DatabaseError, RunInterruptedError
 from etl.phone import to_e164
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from etl.sync.number import Plan
+    from etl.sync.number import RunOptions
     from etl.sync.progress import Report
 
 # As in cli.py, what is heavy is imported where it is needed.
@@ -75,19 +76,19 @@ _NUMBER_COLUMNS = (
 STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completeness", "total_count")
 
 
-def load_settings(
+def load_config(
     options: dict[str, Any], *, offline: bool = False, needs_numbers: bool = True
 ) -> Config:
-    settings = config.load(
+    config = read_config(
         options["path"], needs_token=not offline, needs_numbers=needs_numbers and not offline
     )
-    log.configure(as_json=options["log_json"] or settings.log.json, quiet=False)
-    return settings
+    log.configure(as_json=options["log_json"] or config.log.json, quiet=False)
+    return config
 
 
-def run_job(options: dict[str, Any], settings: Config, plan: "Plan", as_json: bool) -> int:
+def run_job(options: dict[str, Any], config: Config, plan: "RunOptions", as_json: bool) -> int:
     """Do what is planned, watched, on a schema that is up to date; return the exit code."""
-    from etl.api.client import Linq
+    from etl.api.client import LinqClient
     from etl.api.pace import Pace
     from etl.db.engine import database_clock
     from etl.db.schema import ensure_current
@@ -95,19 +96,19 @@ def run_job(options: dict[str, Any], settings: Config, plan: "Plan", as_json: bo
     from etl.sync.run import sync as run_sync
 
     async def job(engine: "Engine", report: "Report") -> Result:
-        pace = Pace(settings.api.max_concurrency, settings.api.max_requests_per_second)
-        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
-            return await run_sync(settings, engine, linq, plan=plan, report=report)
+        pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
+        async with LinqClient(config.api, pace, now=database_clock(engine)) as linq:
+            return await run_sync(config, engine, linq, plan=plan, report=report)
 
-    with opened(settings) as engine, _watched(options, settings) as report:
-        ensure_current(engine, upgrade_allowed=settings.database.auto_upgrade)
+    with open_database(config) as engine, _progress(options, config) as report:
+        ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
         _collect_garbage_seldom()
         result = run_interruptible(job(engine, report))
         report.run_ended(result.record)
     if as_json:
         print_json(result.record)
     for error in result.errors:
-        complain(error)
+        print_error(error)
     return result.exit_code
 
 
@@ -117,30 +118,32 @@ def _collect_garbage_seldom() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
-def chosen_numbers(settings: Config, chosen: Sequence[str]) -> tuple[PhoneNumber, ...]:
+def chosen_numbers(config: Config, chosen: Sequence[str]) -> tuple[PhoneNumber, ...]:
     """The configured numbers, or those of them that were named on the command line."""
     if not chosen:
-        return settings.sync.phone_numbers
-    known = {number.number: number for number in settings.sync.phone_numbers}
+        return config.sync.phone_numbers
+    known = {number.e164: number for number in config.sync.phone_numbers}
     try:
         wanted = dict.fromkeys(to_e164(text) for text in chosen)
     except ValueError as error:
         raise ConfigError(f"--phone-number: {error}") from None
-    unknown = [n for n in wanted if n not in known and not settings.sync.all_phone_numbers]
+    unknown = [n for n in wanted if n not in known and not config.sync.all_phone_numbers]
     if unknown:
         raise ConfigError(f"--phone-number: add {', '.join(unknown)} to sync.phone_numbers first")
     return tuple(known.get(number) or PhoneNumber(number) for number in wanted)
 
 
 @contextmanager
-def opened(settings: Config, *, existing: bool = False, empty: bool = False) -> Iterator["Engine"]:
+def open_database(
+    config: Config, *, existing: bool = False, empty: bool = False
+) -> Iterator["Engine"]:
     """The database; if it must be `existing` it has tables too, unless it may be `empty`."""
     from etl.db import schema
     from etl.db.engine import open_database
 
     if existing:
-        _ensure_file(settings.database.url)
-    engine = open_database(settings.database.url)
+        _ensure_file(config.database.url)
+    engine = open_database(config.database.url)
     try:
         if existing and not empty:
             schema.ensure_current(engine, upgrade_allowed=False)
@@ -156,18 +159,18 @@ def _ensure_file(url: str) -> None:
 
 
 @contextmanager
-def _watched(options: dict[str, Any], settings: Config) -> Iterator["Report"]:
-    from etl.sync.progress import LogReport
+def _progress(options: dict[str, Any], config: Config) -> Iterator["Report"]:
+    from etl.sync.progress import LogProgress
 
-    as_log = options["log_json"] or settings.log.json or not sys.stderr.isatty()
-    with LogReport() if as_log else _terminal_report() as report:
+    as_log = options["log_json"] or config.log.json or not sys.stderr.isatty()
+    with LogProgress() if as_log else _terminal_report() as report:
         yield report
 
 
 def _terminal_report() -> "Report":
-    from etl.cli.progress import TerminalReport
+    from etl.cli.progress import TerminalProgress
 
-    return TerminalReport()
+    return TerminalProgress()
 
 
 def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
@@ -192,15 +195,15 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
-        raise Interrupted(received[0]) from None
+        raise RunInterruptedError(received[0]) from None
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Tell the operator, on stderr."""
     click.echo(f"linq-etl: {message}", err=True)
 
 
-def aged(row: dict[str, Any] | None, number: str, now: datetime) -> dict[str, Any]:
+def with_age(row: dict[str, Any] | None, number: str, now: datetime) -> dict[str, Any]:
     """The number\'s row of `status`, with its age; nulls if it was never synced."""
     row = row or dict.fromkeys(STATUS_COLUMNS) | {"phone_number": number, "reason": None}
     last = row["last_good_sync"]

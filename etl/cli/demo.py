@@ -7,16 +7,15 @@ from rich.console import Console
 from rich.syntax import Syntax
 from sqlalchemy import Engine, text
 
-from etl import config
-from etl.api.client import Linq
+from etl.api.client import LinqClient
 from etl.api.pace import Pace
 from etl.cli import progress as terminal
-from etl.config import Config, PhoneNumber
+from etl.config import CONFIG_ENV, TOKEN_ENV, Config, PhoneNumber, load_config
 from etl.db import schema
 from etl.db.engine import database_clock, open_database, reading
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync import progress as report
-from etl.sync.number import Plan
+from etl.sync.number import RunOptions
 from etl.sync.run import sync
 
 _NUMBERS: Final = (
@@ -51,20 +50,20 @@ async def run_demo(path: Path) -> None:
     console = Console(highlight=False)
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    world = build_world(numbers=tuple(n.number for n in _NUMBERS), chats_per_number=400)
+    world = build_world(numbers=tuple(n.e164 for n in _NUMBERS), chats_per_number=400)
     with Sandbox(world) as sandbox:
-        settings = config.load(environ=_environment(sandbox, path), needs_numbers=False)
-        engine = open_database(settings.database.url)
+        config = load_config(environ=_environment(sandbox, path), needs_numbers=False)
+        engine = open_database(config.database.url)
         try:
             schema.upgrade(engine)
             console.print(f"[bold]First sync[/bold] of two numbers from {sandbox.url} into {path}")
-            await _sync(settings, engine, console)
+            await _sync(config, engine, console)
             with sandbox.lock:
                 _let_a_day_pass(world)
             console.print(
                 "\n[bold]Second sync[/bold], after some messages: only changes are written"
             )
-            await _sync(settings, engine, console)
+            await _sync(config, engine, console)
             _show_queries(engine, console)
         finally:
             engine.dispose()
@@ -77,25 +76,25 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
         "LINQ_ETL_DATABASE__URL": f"sqlite:///{path}",
         # One number after the other, so that the demo shows the same counts each time.
         "LINQ_ETL_API__MAX_CONCURRENCY": "1",
-        config.TOKEN_ENV: "sandbox-token",
-        config.CONFIG_ENV: "/dev/null",
+        TOKEN_ENV: "sandbox-token",
+        CONFIG_ENV: "/dev/null",
     }
 
 
-async def _sync(settings: Config, engine: Engine, console: Console) -> None:
-    pace = Pace(settings.api.max_concurrency)
-    with report.LogReport() as watched:
-        async with Linq(settings.api, pace, now=database_clock(engine)) as linq:
-            result = await sync(settings, engine, linq, plan=Plan(_NUMBERS), report=watched)
-    console.print(terminal.run_table(result.record, {n.number: str(n.label) for n in _NUMBERS}))
+async def _sync(config: Config, engine: Engine, console: Console) -> None:
+    pace = Pace(config.api.max_concurrency)
+    with report.LogProgress() as watched:
+        async with LinqClient(config.api, pace, now=database_clock(engine)) as linq:
+            result = await sync(config, engine, linq, plan=RunOptions(_NUMBERS), report=watched)
+    console.print(terminal.run_table(result.record, {n.e164: str(n.label) for n in _NUMBERS}))
 
 
 def _let_a_day_pass(world: World) -> None:
-    sales, support = (world.listing(number.number) for number in _NUMBERS)
+    sales, support = (world.listing(number.e164) for number in _NUMBERS)
     for position, chat_id in enumerate((*sales[:9], *support[:6])):
         for _ in range(1 + position * 7 % 11):
             world.jump(chat_id)
-    world.create(_NUMBERS[0].number)
+    world.create(_NUMBERS[0].e164)
     world.rename(sales[20], "Opening night 🎭")
     world.join(sales[30])
     world.leave(support[40])

@@ -16,16 +16,16 @@ from etl.cli.context import (
     RUN_COLUMNS,
     STATUS_COLUMNS,
     Duration,
-    aged,
     chosen_numbers,
-    complain,
-    load_settings,
-    opened,
+    load_config,
+    open_database,
+    print_error,
     print_json,
     print_run,
     print_table,
     run_interruptible,
     run_job,
+    with_age,
 )
 from etl.errors import ConfigError, EtlError, SchemaError
 
@@ -69,23 +69,25 @@ def main() -> None:
         code = cli.main(standalone_mode=False, prog_name="linq-etl")
         sys.stdout.flush()
     except EtlError as error:
-        complain(str(error))
+        print_error(str(error))
         code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = ConfigError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        complain("interrupted")
+        print_error("interrupted")
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 0  # Whoever read our output has seen enough.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # else its end complains
     except OSError as error:
-        complain(f"the output cannot be written: {error.strerror}")
+        print_error(f"the output cannot be written: {error.strerror}")
         code = EtlError.exit_code
     except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
         log.crash(error)
-        complain(f"unexpected error ({type(error).__name__}); please report it with the log above")
+        print_error(
+            f"unexpected error ({type(error).__name__}); please report it with the log above"
+        )
         code = EtlError.exit_code
     sys.exit(code or 0)
 
@@ -119,17 +121,17 @@ def sync(
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
     """
-    settings = load_settings(options)
-    from etl.sync.number import Plan
+    config = load_config(options)
+    from etl.sync.number import RunOptions
 
-    plan = Plan(
-        chosen_numbers(settings, chosen),
-        all_reached=settings.sync.all_phone_numbers and not chosen,
+    plan = RunOptions(
+        chosen_numbers(config, chosen),
+        all_reached=config.sync.all_phone_numbers and not chosen,
         prove=prove,
         require_complete=require_complete,
         allow_removals=allow_removals,
     )
-    return run_job(options, settings, plan, as_json)
+    return run_job(options, config, plan, as_json)
 
 
 @cli.command()
@@ -163,16 +165,16 @@ def backfill(
       linq-etl backfill --phone-number +13343284472
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
-    settings = load_settings(options)
-    from etl.sync.number import Plan
+    config = load_config(options)
+    from etl.sync.number import RunOptions
 
-    pace = max_rps or settings.api.max_requests_per_second or BACKFILL_RPS
-    api = structs.replace(settings.api, max_requests_per_second=pace)
+    pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
+    api = structs.replace(config.api, max_requests_per_second=pace)
     if first_page and last_page and first_page > last_page:
         raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
-    numbers = chosen_numbers(settings, chosen)
-    plan = Plan(numbers, command="backfill", first_page=first_page, last_page=last_page)
-    return run_job(options, replace(settings, api=api), plan, as_json)
+    numbers = chosen_numbers(config, chosen)
+    plan = RunOptions(numbers, command="backfill", first_page=first_page, last_page=last_page)
+    return run_job(options, replace(config, api=api), plan, as_json)
 
 
 @cli.command()
@@ -196,11 +198,11 @@ def verify(options: dict[str, Any], sample: int, as_json: bool) -> int:
       linq-etl verify
       linq-etl verify --sample 3000 --json
     """
-    settings = load_settings(options, needs_numbers=False)
+    config = load_config(options, needs_numbers=False)
     from etl.sync.verify import verify as run_verify
 
-    with opened(settings, existing=True) as engine:
-        result = run_interruptible(run_verify(settings, engine, sample))
+    with open_database(config, existing=True) as engine:
+        result = run_interruptible(run_verify(config, engine, sample))
     if as_json:
         print_json(result.as_record())
     else:
@@ -230,11 +232,11 @@ def show_runs(options: dict[str, Any], run_id: int | None, limit: int, as_json: 
     from etl.db.engine import reading
 
     with (
-        opened(load_settings(options, offline=True), existing=True) as engine,
+        open_database(load_config(options, offline=True), existing=True) as engine,
         reading(engine) as c,
     ):
-        record = runs.one(c, run_id) if run_id is not None else None
-        recent = runs.recent(c, limit) if run_id is None else []
+        record = runs.get_run(c, run_id) if run_id is not None else None
+        recent = runs.list_runs(c, limit) if run_id is None else []
     if run_id is not None and record is None:
         raise ConfigError(f"there is no run {run_id}; `linq-etl runs` lists them")
     if as_json:
@@ -260,13 +262,13 @@ def status(options: dict[str, Any], max_age: timedelta | None, as_json: bool) ->
     from etl.db import run_log as runs
     from etl.db.engine import reading
 
-    settings = load_settings(options, offline=True)
-    with opened(settings, existing=True) as engine, reading(engine) as connection:
-        known = {row["phone_number"]: row for row in runs.freshness(connection)}
+    config = load_config(options, offline=True)
+    with open_database(config, existing=True) as engine, reading(engine) as connection:
+        known = {row["phone_number"]: row for row in runs.last_good_syncs(connection)}
     now = datetime.now(UTC)
-    configured = [number.number for number in settings.sync.phone_numbers]
-    wanted = known if settings.sync.all_phone_numbers or not configured else configured
-    rows = [aged(known.get(number), number, now) for number in wanted]
+    configured = [number.e164 for number in config.sync.phone_numbers]
+    wanted = known if config.sync.all_phone_numbers or not configured else configured
+    rows = [with_age(known.get(number), number, now) for number in wanted]
     if as_json:
         print_json(rows)
     else:
@@ -308,10 +310,10 @@ def phone_numbers(options: dict[str, Any], as_json: bool) -> None:
     Example:
       linq-etl phone-numbers
     """
-    settings = load_settings(options, needs_numbers=False)
+    config = load_config(options, needs_numbers=False)
     from etl.cli.check import reachable_numbers
 
-    rows = run_interruptible(reachable_numbers(settings))
+    rows = run_interruptible(reachable_numbers(config))
     if as_json:
         print_json(rows)
     else:
@@ -337,7 +339,7 @@ def upgrade(options: dict[str, Any]) -> None:
     """
     from etl.db import schema
 
-    with opened(load_settings(options, offline=True)) as engine:
+    with open_database(load_config(options, offline=True)) as engine:
         click.echo(f"the schema is at revision {schema.upgrade(engine)}")
 
 
@@ -353,7 +355,7 @@ def current(options: dict[str, Any]) -> None:
     from etl.db import schema
     from etl.db.tables import REVISION
 
-    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
+    with open_database(load_config(options, offline=True), existing=True, empty=True) as engine:
         click.echo(f"{schema.current(engine) or 'empty'} (this program needs {REVISION})")
 
 
@@ -368,7 +370,7 @@ def check_schema(options: dict[str, Any]) -> None:
     """
     from etl.db import schema
 
-    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
+    with open_database(load_config(options, offline=True), existing=True, empty=True) as engine:
         differences = schema.differences(engine)
     if differences:
         raise SchemaError(f"the schema is not as expected: {differences}")
@@ -390,7 +392,7 @@ def downgrade(options: dict[str, Any], revision: str) -> None:
     """
     from etl.db import schema
 
-    with opened(load_settings(options, offline=True), existing=True, empty=True) as engine:
+    with open_database(load_config(options, offline=True), existing=True, empty=True) as engine:
         schema.downgrade(engine, revision)
         click.echo(f"the schema is at revision {schema.current(engine) or 'base'}")
 
@@ -442,14 +444,14 @@ def sandbox(port: int, chats: int, seed: int, order: Any, **rates: Any) -> None:
 
     motion = {name: rates.pop(name) for name in Motion.__dataclass_fields__}
     world = build_world(seed=seed, chats_per_number=chats, order=order)
-    stand_in = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
-    click.echo(f"The sandbox answers at {stand_in.url}; Ctrl-C ends it. In another shell:\n")
-    click.echo(f"  export LINQ_ETL_API__BASE_URL={stand_in.url}")
+    server = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
+    click.echo(f"The sandbox answers at {server.url}; Ctrl-C ends it. In another shell:\n")
+    click.echo(f"  export LINQ_ETL_API__BASE_URL={server.url}")
     click.echo("  export LINQ_INTEGRATION_TOKEN=sandbox-token")
     click.echo(f"  export LINQ_ETL_SYNC__PHONE_NUMBERS={','.join(world.numbers)}")
     click.echo("  linq-etl sync")
     try:
-        stand_in.serve_forever()
+        server.serve_forever()
     except KeyboardInterrupt:
         click.echo("")
 

@@ -19,7 +19,7 @@ from etl.phone import shortened
 from etl.sync.progress import Report
 
 
-class TerminalReport(Report):
+class TerminalProgress(Report):
     """A progress bar per number, with rate and time left, and a table at the end."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class TerminalReport(Report):
         self._began: dict[str, float] = {}
         self._chats: dict[str, int] = {}
 
-    def __enter__(self) -> "TerminalReport":
+    def __enter__(self) -> "TerminalProgress":
         self._progress.start()
         return self
 
@@ -46,7 +46,7 @@ class TerminalReport(Report):
         self._progress.stop()
 
     def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
-        self._names = {n.number: n.label or shortened(n.number) for n in numbers}
+        self._names = {n.e164: n.label or shortened(n.e164) for n in numbers}
         self._console.print(f"Run {run_id}: {len(numbers)} phone number(s)")
 
     def page_read(self, phone_number: str, page: Page) -> None:

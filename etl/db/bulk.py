@@ -54,24 +54,24 @@ def insert_rows(
         _insert_values(connection, table, tuple(names), rows)
 
 
-class Forms(NamedTuple):
+class Encoders(NamedTuple):
     """What makes of a time, and of a JSON text, the value with which `insert_rows` stores it."""
 
     time: Callable[[datetime], Any]
     json: Callable[[str], Any]
 
 
-def forms(connection: Connection) -> Forms:
+def encoders(connection: Connection) -> Encoders:
     """The forms of values in this database."""
     if connection.dialect.name == "sqlite":
-        return Forms(time=_sqlite_time, json=str)
+        return Encoders(time=_sqlite_time, json=str)
     # Imported here because with SQLite the driver is not needed.
     from psycopg.types.json import Jsonb  # noqa: PLC0415
 
-    return Forms(time=lambda time: time, json=lambda text: Jsonb(text, dumps=str))
+    return Encoders(time=lambda time: time, json=lambda text: Jsonb(text, dumps=str))
 
 
-def given_ids(connection: Connection, ids: Iterable[int]) -> Subquery:
+def id_table(connection: Connection, ids: Iterable[int]) -> Subquery:
     """These ids as a table with the one column `id`."""
     text = literal(msgspec.json.encode(list(ids)).decode(), Text)
     value: ColumnElement[int]
@@ -83,7 +83,7 @@ def given_ids(connection: Connection, ids: Iterable[int]) -> Subquery:
     return select(value.label("id")).subquery()
 
 
-def stored_of(
+def lookup_by_id(
     connection: Connection,
     ids: Iterable[int],
     key: Column[int],
@@ -95,7 +95,7 @@ def stored_of(
     The join is an outer one so that the ids are gone through and looked up in the key's index,
     never the other way round.
     """
-    given = given_ids(connection, ids)
+    given = id_table(connection, ids)
     rows = given.outerjoin(key.table, and_(key == given.c.id, *conditions))
     found = select(key.label("key"), value.label("value")).select_from(rows).subquery()
     collect = func.json_group_array if connection.dialect.name == "sqlite" else func.json_agg

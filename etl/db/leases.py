@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from etl.db.tables import number_leases, sync_runs
-from etl.errors import LeaseLost
+from etl.errors import LeaseLostError
 
 _PROC: Final = Path("/proc")
 
@@ -87,7 +87,7 @@ def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
         .values(lease_expires_at=expires_at)
     )
     if not renewed.rowcount:
-        raise LeaseLost(_LOST)
+        raise LeaseLostError(_LOST)
 
 
 def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> None:
@@ -103,7 +103,7 @@ def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> 
         )
     ).scalar_one()
     if held != len(wanted):
-        raise LeaseLost(_LOST)
+        raise LeaseLostError(_LOST)
 
 
 def release(connection: Connection, run_id: int, numbers: Collection[str] | None = None) -> None:

@@ -20,17 +20,17 @@ from sqlalchemy import (
 )
 
 from etl import __version__
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
 from etl.db.tables import COUNTS, phone_numbers, sync_run_numbers, sync_runs
-from etl.errors import Busy
+from etl.errors import BusyError
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LeaseHolder:
     """The run that holds a number which this one wanted."""
 
     run_id: int
@@ -50,8 +50,8 @@ class Claim:
     """
 
     held: frozenset[str]
-    news: frozenset[str]
-    busy: Mapping[str, Holder]
+    emit_created: frozenset[str]
+    busy: Mapping[str, LeaseHolder]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class NumberOutcome:
 
     phone_number: str
     status: str
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: ApiUsage = field(default_factory=ApiUsage)
     completeness: str | None = None
     reason: str | None = None
     passes: int = 0
@@ -71,13 +71,13 @@ class NumberOutcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunOutcome:
     """How a run ended; `traffic` is what it spent that belongs to no single number."""
 
     status: str
     error_kind: str | None = None
     error_detail: str | None = None
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: ApiUsage = field(default_factory=ApiUsage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class LastWalk:
 def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
     """Close the runs that died, write this run's row and return its id."""
     for dead in leases.dead_runs(connection, now):
-        finish(connection, dead, Ending("abandoned", error_detail="its process ended"), now)
+        finish(connection, dead, RunOutcome("abandoned", error_detail="its process ended"), now)
     row = {
         "command": command,
         "status": "running",
@@ -112,9 +112,9 @@ def claim(
 ) -> Claim:
     """Write a row for each number and lease the run those that are free."""
     loaded = _remember_numbers(connection, numbers, now)
-    wanted = [number.number for number in numbers]
+    wanted = [number.e164 for number in numbers]
     taken = leases.take(connection, run_id, wanted)
-    busy = {n: Holder(row.id, row.host, row.started_at) for n, row in taken.items()}
+    busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in taken.items()}
     free = [
         {"run_id": run_id, "phone_number": number, "status": "running"}
         for number in wanted
@@ -130,14 +130,14 @@ def claim(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
     held = frozenset(wanted) - busy.keys()
-    return Claim(held=held, news=held & loaded, busy=busy)
+    return Claim(held=held, emit_created=held & loaded, busy=busy)
 
 
 def add_counts(
     connection: Connection,
     run_id: int,
     counts: Mapping[str, Counter[str]],
-    traffic: Mapping[str, Traffic],
+    traffic: Mapping[str, ApiUsage],
 ) -> None:
     """Add what a batch brought to the rows of its numbers; the traffic is each one's sum so far."""
     table = sync_run_numbers
@@ -227,7 +227,7 @@ def _last_entry(connection: Connection, phone_number: str, before: int) -> Row[A
     ).first()
 
 
-def finish(connection: Connection, run_id: int, ending: Ending, now: datetime) -> None:
+def finish(connection: Connection, run_id: int, ending: RunOutcome, now: datetime) -> None:
     """Close the run with the sums of its numbers, unless it was closed as abandoned meanwhile.
 
     Numbers that were still running end as the run did.
@@ -263,13 +263,13 @@ def finish(connection: Connection, run_id: int, ending: Ending, now: datetime) -
     leases.release(connection, run_id)
 
 
-def recent(connection: Connection, limit: int) -> list[Record]:
+def list_runs(connection: Connection, limit: int) -> list[Record]:
     """The last runs, newest first."""
     rows = connection.execute(select(sync_runs).order_by(sync_runs.c.id.desc()).limit(limit))
     return [_public(row) for row in rows.mappings()]
 
 
-def one(connection: Connection, run_id: int) -> Record | None:
+def get_run(connection: Connection, run_id: int) -> Record | None:
     """A run in full, its numbers under `numbers`; None if there is none."""
     run = connection.execute(select(sync_runs).where(sync_runs.c.id == run_id)).mappings().first()
     if run is None:
@@ -282,7 +282,7 @@ def one(connection: Connection, run_id: int) -> Record | None:
     return {**_public(run), "numbers": [dict(row) for row in numbers.mappings()]}
 
 
-def freshness(connection: Connection) -> list[Record]:
+def last_good_syncs(connection: Connection) -> list[Record]:
     """Per number ever configured: its last good sync, and how complete that was."""
     table = sync_run_numbers
     good = table.c.status.in_(("succeeded", "partial"))
@@ -315,8 +315,8 @@ def freshness(connection: Connection) -> list[Record]:
     return [dict(row) for row in rows.mappings()]
 
 
-def _as_busy(holder: Holder, now: datetime) -> Record:
-    error = {"error_kind": Busy.kind, "error_detail": str(holder)}
+def _as_busy(holder: LeaseHolder, now: datetime) -> Record:
+    error = {"error_kind": BusyError.kind, "error_detail": str(holder)}
     return {"status": "failed", "finished_at": now, **error}
 
 
@@ -326,24 +326,24 @@ def _remember_numbers(
     """Keep the table of numbers in step with the configuration; return those loaded before."""
     known = {row.phone_number: row for row in connection.execute(select(phone_numbers))}
     new = [
-        {"phone_number": number.number, "label": number.label, "first_seen_at": now}
+        {"phone_number": number.e164, "label": number.label, "first_seen_at": now}
         for number in numbers
-        if number.number not in known
+        if number.e164 not in known
     ]
     if new:
         connection.execute(insert(phone_numbers), new)
     for number in numbers:
-        row = known.get(number.number)
+        row = known.get(number.e164)
         if row and number.label and number.label != row.label:
             connection.execute(
                 update(phone_numbers)
-                .where(phone_numbers.c.phone_number == number.number)
+                .where(phone_numbers.c.phone_number == number.e164)
                 .values(label=number.label)
             )
     return frozenset(number for number, row in known.items() if row.first_loaded_at)
 
 
-def _spent(traffic: Traffic) -> dict[str, int]:
+def _spent(traffic: ApiUsage) -> dict[str, int]:
     return {
         "requests": traffic.requests,
         "retries": traffic.retries,

@@ -9,7 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from etl.api.decode import Chat, Rejected
-from etl.errors import AccessDenied, ApiUnavailable, RequestRefused, TokenRefused
+from etl.errors import (
+    AccessDeniedError,
+    ApiUnavailableError,
+    RequestRefusedError,
+    TokenRefusedError,
+)
 
 Ask = Callable[[int], Awaitable[Chat | Rejected | None]]
 
@@ -18,7 +23,7 @@ SUSPICIOUS_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class Confirmations:
     """What the API said of the chats that it was asked for."""
 
     gone: tuple[int, ...]
@@ -30,9 +35,9 @@ def suspicious(removed: int, known: int) -> bool:
     return removed > SUSPICIOUS_COUNT and removed > SUSPICIOUS_SHARE * known
 
 
-async def ask_for(
+async def confirm_missing(
     chat_ids: Sequence[int], ask: Ask, *, width: int, enough: Callable[[int], bool]
-) -> Answers:
+) -> Confirmations:
     """Ask for each chat, `width` of them at a time, until the API is unavailable.
 
     Stops also when `enough` says so of the number that are gone. Raises TokenRefused if the API
@@ -50,9 +55,9 @@ async def ask_for(
                 return
             try:
                 chat = await ask(chat_id)
-            except (RequestRefused, AccessDenied):
+            except (RequestRefusedError, AccessDeniedError):
                 continue
-            except ApiUnavailable:
+            except ApiUnavailableError:
                 unavailable = True
                 return
             if chat is None:
@@ -64,6 +69,6 @@ async def ask_for(
         async with asyncio.TaskGroup() as workers:
             for _ in range(min(width, len(chat_ids))):
                 workers.create_task(worker())
-    except* TokenRefused as group:
+    except* TokenRefusedError as group:
         raise group.exceptions[0] from None
-    return Answers(tuple(gone), tuple(alive))
+    return Confirmations(tuple(gone), tuple(alive))

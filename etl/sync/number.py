@@ -6,17 +6,17 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
-from etl.api.client import Line, Linq
+from etl.api.client import LinqClient, RequestContext
 from etl.api.decode import Chat, Page, Rejected
 from etl.config import Config, PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import in_reading, in_transaction
 from etl.db.run_log import LastWalk, NumberOutcome
-from etl.db.store.batch import Listing
-from etl.db.store.removals import Absence, known_chats
-from etl.errors import ApiUnavailable, RequestRefused, TokenRefused
+from etl.db.store.batch import ObservedPage
+from etl.db.store.removals import Removals, known_chats
+from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.phone import e164_or_none
-from etl.sync.confirm import Answers, ask_for, suspicious
+from etl.sync.confirm import Confirmations, confirm_missing, suspicious
 from etl.sync.progress import Report
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, read_range, walk
@@ -24,7 +24,7 @@ from etl.sync.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunOptions:
     """What a run is asked to do.
 
     A `sync` walks each list and removes what is gone; a `backfill` removes nothing, and may read
@@ -42,12 +42,12 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class RunContext:
     """What the numbers of one run share."""
 
     config: Config
     engine: Engine
-    linq: Linq
+    linq: LinqClient
     writer: Writer
     report: Report
     run_id: int
@@ -57,11 +57,13 @@ class Tools:
 class NumberSync:
     """The reading of one number and what follows from it."""
 
-    def __init__(self, tools: Tools, plan: Plan, line: Line, *, news: bool) -> None:
+    def __init__(
+        self, tools: RunContext, plan: RunOptions, line: RequestContext, *, emit_created: bool
+    ) -> None:
         self._tools = tools
         self._plan = plan
         self._line = line
-        self._news = news
+        self._emit_created = emit_created
         self._width = 2 * tools.config.api.max_concurrency
         self._rejected = 0
 
@@ -134,7 +136,7 @@ class NumberSync:
             return unreached
         asked = list(ids.missing(self._tools.config.sync.max_confirmations))
         observed_at = self._tools.now()
-        answers = await ask_for(
+        answers = await confirm_missing(
             asked,
             self._ask,
             width=self._tools.config.api.max_concurrency,
@@ -145,7 +147,7 @@ class NumberSync:
         return await self._settle(ids, answers, verdict, observed_at)
 
     async def _settle(
-        self, ids: ChatIds, answers: Answers, verdict: Verdict, observed_at: datetime
+        self, ids: ChatIds, answers: Confirmations, verdict: Verdict, observed_at: datetime
     ) -> str | None:
         """Store what the answers tell, unless it is hard to believe; return what is in doubt."""
         missing, known = ids.missing_count(), ids.known_count()
@@ -160,7 +162,7 @@ class NumberSync:
         else:
             still = set(ids.missing()) - left - gone
         await self._tools.writer.put(
-            Absence(self._line.phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
+            Removals(self._line.phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
         )
         ids.settle((*gone, *left))
         if disbelieved:
@@ -175,9 +177,9 @@ class NumberSync:
         """Why this number's removals cannot be believed, if the token does not reach it now."""
         try:
             numbers = await self._tools.linq.list_phone_numbers(self._line)
-        except (RequestRefused, TokenRefused):
+        except (RequestRefusedError, TokenRefusedError):
             return None  # The token may list chats and not numbers; then this cannot be known.
-        except ApiUnavailable:
+        except ApiUnavailableError:
             return "whether the token still reaches the number is unknown; removals are withheld"
         if self._line.phone_number in {e164_or_none(number.phone_number) for number in numbers}:
             return None
@@ -188,7 +190,7 @@ class NumberSync:
 
     async def _refresh(self, chats: tuple[Chat, ...], observed_at: datetime) -> None:
         page = Page(
-            number=0,
+            page_number=0,
             per_page=len(chats),
             total_count=None,
             last_page=None,
@@ -198,7 +200,7 @@ class NumberSync:
             observed_at=observed_at,
         )
         await self._tools.writer.put(
-            Listing(self._line.phone_number, page, self._news, listed=False)
+            ObservedPage(self._line.phone_number, page, self._emit_created, listed=False)
         )
 
     # A part of a list
@@ -223,8 +225,8 @@ class NumberSync:
             self._line.phone_number,
             "partial" if self._rejected else "succeeded",
             self._line.traffic,
-            reason=f"only pages {first_page} to {last.number} were read, which tells nothing of "
-            "the others: the next sync tells whether the list is complete",
+            reason=f"only pages {first_page} to {last.page_number} were read; the next sync tells "
+            "whether the list is complete",
             evidence={"total_count": last.total_count},
         )
 
@@ -233,7 +235,9 @@ class NumberSync:
 
     async def _deliver(self, page: Page) -> None:
         self._rejected += len(page.rejected)
-        await self._tools.writer.put(Listing(self._line.phone_number, page, self._news))
+        await self._tools.writer.put(
+            ObservedPage(self._line.phone_number, page, self._emit_created)
+        )
         self._tools.report.page_read(self._line.phone_number, page)
 
 

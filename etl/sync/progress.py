@@ -30,7 +30,7 @@ class Report(AbstractContextManager["Report"], Protocol):
         """The run is closed; `record` is its row, its numbers under `numbers`."""
 
 
-class LogReport(Report):
+class LogProgress(Report):
     """Structured log lines: a number's progress at most every ten seconds."""
 
     def __init__(self) -> None:

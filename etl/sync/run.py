@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine
 
 from etl import log
-from etl.api.client import Line, Linq
-from etl.api.pace import Traffic
+from etl.api.client import LinqClient, RequestContext
+from etl.api.pace import ApiUsage
 from etl.config import Config, PhoneNumber, Token
 from etl.db import leases
 from etl.db import run_log as runs
 from etl.db.engine import database_clock, in_transaction
-from etl.db.run_log import Claim, Ending, NumberOutcome, Record
-from etl.errors import Busy, ConfigError, DatabaseError, EtlError
+from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
 from etl.phone import e164_or_none, shortened
-from etl.sync.number import NumberSync, Plan, Tools
+from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Report
 from etl.sync.writer import Writer
 
@@ -39,7 +39,9 @@ class Result:
     exit_code: int
 
 
-async def sync(config: Config, engine: Engine, linq: Linq, *, plan: Plan, report: Report) -> Result:
+async def sync(
+    config: Config, engine: Engine, linq: LinqClient, *, plan: RunOptions, report: Report
+) -> Result:
     """Sync the numbers of the plan, and if it says so all others that the token reaches.
 
     Returns when every number has ended, well or not. Raises what ends the whole run: DatabaseError,
@@ -51,26 +53,28 @@ async def sync(config: Config, engine: Engine, linq: Linq, *, plan: Plan, report
     run_id = await in_transaction(
         engine, lambda c: runs.start(c, plan.command, now=now(), lease_seconds=lease_seconds)
     )
-    traffic: dict[str, Traffic] = defaultdict(Traffic)
+    traffic: dict[str, ApiUsage] = defaultdict(ApiUsage)
     writer = Writer(engine, run_id, now, traffic)
-    job = _Job(Tools(config, engine, linq, writer, report, run_id, now), plan, traffic)
+    job = _Run(RunContext(config, engine, linq, writer, report, run_id, now), plan, traffic)
     try:
         await job.run()
     except asyncio.CancelledError:
-        await job.close(Ending("interrupted", "interrupted", "ended by a signal"))
+        await job.close(RunOutcome("interrupted", "interrupted", "ended by a signal"))
         raise
     except Exception as error:
         with suppress(DatabaseError):
-            await job.close(Ending("failed", _kind(error), _sentence(error)))
+            await job.close(RunOutcome("failed", _kind(error), _sentence(error)))
         raise
     else:
         return Result(await job.close(job.ending()), job.errors(), job.exit_code())
 
 
-class _Job:
+class _Run:
     """One run under way: what it works with, and how its numbers ended so far."""
 
-    def __init__(self, tools: Tools, plan: Plan, traffic: Mapping[str, Traffic]) -> None:
+    def __init__(
+        self, tools: RunContext, plan: RunOptions, traffic: Mapping[str, ApiUsage]
+    ) -> None:
         self._tools = tools
         self._plan = plan
         self._traffic = traffic
@@ -88,17 +92,17 @@ class _Job:
         )
         self._tools.report.run_started(self._tools.run_id, numbers)
         try:
-            await self._sync_all([n for n in numbers if n.number in claim.held], claim)
+            await self._sync_all([n for n in numbers if n.e164 in claim.held], claim)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
-    def ending(self) -> Ending:
+    def ending(self) -> RunOutcome:
         """The run's status from its numbers': as they all ended, else partial."""
         statuses = {outcome.status for outcome in self._outcomes}
         status = statuses.pop() if len(statuses) == 1 else "partial"
         kinds = {outcome.error_kind for outcome in self._outcomes if outcome.status == "failed"}
         details = {o.error_detail for o in self._outcomes if o.status == "failed"}
-        return Ending(
+        return RunOutcome(
             status,
             kinds.pop() if len(kinds) == 1 else None,
             details.pop() if len(details) == 1 else None,
@@ -121,13 +125,13 @@ class _Job:
             failed.setdefault(_sentence(error), []).append(shortened(number))
         return [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
 
-    async def close(self, ending: Ending) -> Record:
+    async def close(self, ending: RunOutcome) -> Record:
         """Write the run's end; return its record."""
         run_id, now = self._tools.run_id, self._tools.now()
 
         def finish(connection: Connection) -> Record | None:
             runs.finish(connection, run_id, ending, now)
-            return runs.one(connection, run_id)
+            return runs.get_run(connection, run_id)
 
         return await in_transaction(self._tools.engine, finish) or {}
 
@@ -135,10 +139,10 @@ class _Job:
         token = self._tools.config.token
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
-        line = Line(_NO_NUMBER, token, self._traffic[_NO_NUMBER])
+        line = RequestContext(_NO_NUMBER, token, self._traffic[_NO_NUMBER])
         listed = await self._tools.linq.list_phone_numbers(line)
         reached = {e164_or_none(number.phone_number) for number in listed}
-        known = {number.number for number in self._plan.numbers}
+        known = {number.e164 for number in self._plan.numbers}
         return [
             PhoneNumber(number) for number in sorted(filter(None, reached)) if number not in known
         ]
@@ -147,8 +151,8 @@ class _Job:
         # More than requests at a time, because numbers also wait for the database.
         at_once = asyncio.Semaphore(3 * self._tools.config.api.max_concurrency - 2)
         for phone_number, holder in claim.busy.items():
-            busy = Busy(str(holder))
-            self._note(_failure(phone_number, Traffic(), busy), busy)
+            busy = BusyError(str(holder))
+            self._note(_failure(phone_number, ApiUsage(), busy), busy)
         async with asyncio.TaskGroup() as background:
             helpers = [
                 background.create_task(self._tools.writer.run()),
@@ -166,17 +170,19 @@ class _Job:
     ) -> None:
         """Sync one number; its failure stays its own."""
         async with at_once:
-            traffic = self._traffic[number.number]
+            traffic = self._traffic[number.e164]
             error: Exception | None = None
             try:
-                line = Line(number.number, self._token(number), traffic)
-                news = number.number in claim.news
-                outcome = await NumberSync(self._tools, self._plan, line, news=news).run()
+                line = RequestContext(number.e164, self._token(number), traffic)
+                emit_created = number.e164 in claim.emit_created
+                outcome = await NumberSync(
+                    self._tools, self._plan, line, emit_created=emit_created
+                ).run()
             except EtlError as expected:
-                error, outcome = expected, _failure(number.number, traffic, expected)
+                error, outcome = expected, _failure(number.e164, traffic, expected)
             except Exception as unexpected:  # noqa: BLE001  # a bug that one number brings out
                 log.crash(unexpected)
-                error, outcome = unexpected, _failure(number.number, traffic, unexpected)
+                error, outcome = unexpected, _failure(number.e164, traffic, unexpected)
             await self._tools.writer.put(outcome)
             self._note(outcome, error)
 
@@ -204,7 +210,7 @@ class _Job:
                 )
 
 
-def _failure(phone_number: str, traffic: Traffic, error: Exception) -> NumberOutcome:
+def _failure(phone_number: str, traffic: ApiUsage, error: Exception) -> NumberOutcome:
     return NumberOutcome(
         phone_number, "failed", traffic, error_kind=_kind(error), error_detail=_sentence(error)
     )

@@ -15,14 +15,14 @@ from typing import Any
 from msgspec import UNSET
 from sqlalchemy import Connection, Engine, Row, and_, func, select
 
-from etl.api.client import Line, Linq
+from etl.api.client import LinqClient, RequestContext
 from etl.api.decode import Chat, Handle, Rejected, json_text
-from etl.api.pace import Pace, Traffic
+from etl.api.pace import ApiUsage, Pace
 from etl.config import Config, Token
 from etl.db.engine import database_clock, in_reading
 from etl.db.store.batch import CHAT_FIELDS, HANDLE_FIELDS
 from etl.db.tables import chat_handles, chat_phone_numbers, chats
-from etl.errors import ConfigError, RequestRefused
+from etl.errors import ConfigError, RequestRefusedError
 
 CONFIDENCE = 0.95
 
@@ -37,7 +37,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Mismatch:
     """The fields in which a chat differs, without values, and whether a change explains it."""
 
     chat_id: int
@@ -56,7 +56,7 @@ class Verification:
     sampled: int
     matches: int
     unknown: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Mismatch, ...]
 
     def __str__(self) -> str:
         stale = len(self.findings) - self.wrong
@@ -85,19 +85,21 @@ class Verification:
 
 async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     """Read `sample` random chats again and compare them; writes nothing."""
-    tokens = {n.number: n.token for n in config.sync.phone_numbers if n.token}
+    tokens = {n.e164: n.token for n in config.sync.phone_numbers if n.token}
     stored = await in_reading(engine, lambda c: _sample(c, sample, _readable(config, tokens)))
     now = database_clock(engine)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-    findings: list[Finding] = []
+    findings: list[Mismatch] = []
     unknown = 0
-    async with Linq(config.api, pace, now=now) as linq:
+    async with LinqClient(config.api, pace, now=now) as linq:
         for each in stored:
             token = tokens.get(each.phone_number) or config.token
             assert token  # noqa: S101  # only numbers with a token are sampled
             try:
-                chat = await linq.get_chat(Line(each.phone_number, token, Traffic()), each.chat.id)
-            except RequestRefused:
+                chat = await linq.get_chat(
+                    RequestContext(each.phone_number, token, ApiUsage()), each.chat.id
+                )
+            except RequestRefusedError:
                 unknown += 1
                 continue
             finding = compare(each, chat)
@@ -106,18 +108,18 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     return Verification(len(stored), matches, unknown, tuple(findings))
 
 
-def compare(stored: Stored, chat: Chat | Rejected | None) -> Finding | None:
+def compare(stored: Stored, chat: Chat | Rejected | None) -> Mismatch | None:
     """What sets the stored chat apart from what the API says now; None if nothing."""
     row = stored.chat
     if chat is None:
-        return None if row.removed_at else Finding(row.id, ("removed_at",), explained=True)
+        return None if row.removed_at else Mismatch(row.id, ("removed_at",), explained=True)
     if isinstance(chat, Rejected) or chat.id != row.id:
-        return Finding(row.id, ("id",), explained=False)
+        return Mismatch(row.id, ("id",), explained=False)
     if row.removed_at:
-        return Finding(row.id, ("removed_at",), explained=False)
+        return Mismatch(row.id, ("removed_at",), explained=False)
     fields = [name for name in CHAT_FIELDS if _differs(row, chat, name)]
     fields += _handle_fields(stored, chat)
-    return Finding(row.id, tuple(fields), _explained(stored, chat)) if fields else None
+    return Mismatch(row.id, tuple(fields), _explained(stored, chat)) if fields else None
 
 
 def upper_bound(wrong: int, sampled: int) -> float:

@@ -22,7 +22,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from etl.api.decode import Page
-from etl.errors import ApiUnavailable
+from etl.errors import ApiUnavailableError
 from etl.sync.seen import ChatIds
 
 Fetch = Callable[[int], Awaitable[Page]]
@@ -91,7 +91,7 @@ async def read_range(
     await deliver(page)
 
     def end() -> int:
-        known = page.last_page or page.number + bool(page.ids)
+        known = page.last_page or page.page_number + bool(page.ids)
         return known if last is None else min(known, last)
 
     async with aclosing(_prefetch(fetch, first + 1, end, width)) as pages:
@@ -120,7 +120,7 @@ class _Pass:
         self._last_page = 1
         self._requests = 0
         self._ids: list[int] = []  # of the page read last
-        self._news = 0  # how many of them were new
+        self._new_ids = 0  # how many of them were new
         self._lost = 0  # by how much the total shrank with it
         self._furthest = 0  # page
         self._without_news = 0  # pages in a row, on the way there
@@ -148,11 +148,11 @@ class _Pass:
             return
         await self._read_pages(width)
         await self._read(1)
-        self._moves += self._news
+        self._moves += self._new_ids
         # What moved between pages that are read one after the other is found at the head; of those
         # that were under way at once, a later one may have been answered first.
         quiet = self._moves == 0 or (
-            width == 1 and self._moves == self._news and await self._rests()
+            width == 1 and self._moves == self._new_ids and await self._rests()
         )
         self.consistent = quiet and self._all_seen()
         if not self.consistent:
@@ -173,7 +173,7 @@ class _Pass:
         else:
             await self._read_front(self._per_page, end=lambda: 6 * self._last_page + 16)
         # In a list of two pages, what a change hides has moved to the first, which is read again.
-        self._moves += self._news if tail_known else 0
+        self._moves += self._new_ids if tail_known else 0
 
     async def _rests(self) -> bool:
         """Whether the head, read once more, is as it was just now."""
@@ -199,11 +199,11 @@ class _Pass:
         front = _Front(frontier, self._per_page)
         while self._requests < end():
             number = front.next_page
-            enough = at_least is not None and number > at_least and not self._news
+            enough = at_least is not None and number > at_least and not self._new_ids
             if number > self._last_page or enough:
                 return
             await self._read(number)
-            front.advance(number, lost=self._lost, news=self._news)
+            front.advance(number, lost=self._lost, new_ids=self._new_ids)
         self._steady = False
 
     async def _read_head_again(self) -> None:
@@ -236,16 +236,16 @@ class _Pass:
 
     def _count_ids(self, page: Page) -> None:
         self._ids = page.ids
-        self._news = self._seen.add(self._ids)
-        self.distinct += self._news
-        self.duplicates += len(self._ids) - self._news
-        if page.number > self._furthest:
-            self._furthest = page.number
-            self._without_news = 0 if self._news else self._without_news + 1
+        self._new_ids = self._seen.add(self._ids)
+        self.distinct += self._new_ids
+        self.duplicates += len(self._ids) - self._new_ids
+        if page.page_number > self._furthest:
+            self._furthest = page.page_number
+            self._without_news = 0 if self._new_ids else self._without_news + 1
         if self._without_news > MAX_PAGES_WITHOUT_NEWS and self._ids:
-            raise ApiUnavailable(
+            raise ApiUnavailableError(
                 f"the list repeats itself: {self._without_news} pages in a row, up to page "
-                f"{page.number}, brought no new chat; report it to Linq"
+                f"{page.page_number}, brought no new chat; report it to Linq"
             )
 
     def _compare_extent(self, page: Page) -> None:
@@ -267,7 +267,7 @@ class _Pass:
             self._last_page = max(page.last_page, math.ceil(rows / self._per_page))
         else:
             # The API did not say, so the first empty page is the end.
-            self._last_page = max(self._last_page, page.number + bool(self._ids))
+            self._last_page = max(self._last_page, page.page_number + bool(self._ids))
 
 
 class _Front:
@@ -289,7 +289,7 @@ class _Front:
     def next_page(self) -> int:
         return self._frontier // self._per_page + 1
 
-    def advance(self, number: int, *, lost: int, news: int) -> None:
+    def advance(self, number: int, *, lost: int, new_ids: int) -> None:
         """Note that the page was read: the total had shrunk by `lost`, and `news` ids were new."""
         rows = range((number - 1) * self._per_page, number * self._per_page)
         self._frontier = max(self._frontier - lost, 0)
@@ -298,7 +298,7 @@ class _Front:
             self._ahead, self._owed = rows, rows.start - self._frontier
             return
         self._frontier = max(self._frontier, rows.stop)
-        self._owed -= news
+        self._owed -= new_ids
         if self._frontier >= self._ahead.start and self._ahead.stop > 0:
             if self._owed <= 0 or lost or self._again >= MAX_TIMES_AGAIN:
                 self._frontier = max(self._frontier, self._ahead.stop - lost)
@@ -317,16 +317,16 @@ async def _prefetch(
 
     So many as `width` are in flight.
     """
-    flying = deque(asyncio.ensure_future(fetch(number)) for number in before)
+    in_flight = deque(asyncio.ensure_future(fetch(number)) for number in before)
     try:
         while True:
-            while len(flying) < width and first <= last():
-                flying.append(asyncio.ensure_future(fetch(first)))
+            while len(in_flight) < width and first <= last():
+                in_flight.append(asyncio.ensure_future(fetch(first)))
                 first += 1
-            if not flying:
+            if not in_flight:
                 return
-            yield await flying.popleft()
+            yield await in_flight.popleft()
     finally:
-        for task in flying:
+        for task in in_flight:
             task.cancel()
-        await asyncio.gather(*flying, return_exceptions=True)
+        await asyncio.gather(*in_flight, return_exceptions=True)

@@ -12,19 +12,19 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.db import leases
 from etl.db import run_log as runs
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
-from etl.db.store.batch import Listing
+from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import store
-from etl.db.store.removals import Absence, store_absence
+from etl.db.store.removals import Removals, store_removals
 
 BATCH = 100
 GATHER_SECONDS = 0.1
 
-Item = Listing | Absence | NumberOutcome
+Item = ObservedPage | Removals | NumberOutcome
 
 
 class Writer:
@@ -38,7 +38,7 @@ class Writer:
         engine: Engine,
         run_id: int,
         now: Callable[[], datetime],
-        traffic: Mapping[str, Traffic],
+        traffic: Mapping[str, ApiUsage],
     ) -> None:
         self._engine = engine
         self._traffic = traffic
@@ -49,7 +49,7 @@ class Writer:
 
     async def put(self, item: Item) -> None:
         """Hand over a page, or how a number ended; waits while the writer is behind."""
-        if isinstance(item, Listing):
+        if isinstance(item, ObservedPage):
             _ = item.readings  # Made now, because the thread that writes has more to do than this.
         await self._queue.put(item)
 
@@ -90,8 +90,8 @@ class Writer:
         return batch
 
     def _write(self, batch: Sequence[Item]) -> None:
-        listings = [item for item in batch if isinstance(item, Listing)]
-        absences = [item for item in batch if isinstance(item, Absence)]
+        listings = [item for item in batch if isinstance(item, ObservedPage)]
+        absences = [item for item in batch if isinstance(item, Removals)]
         outcomes = [item for item in batch if isinstance(item, NumberOutcome)]
         now = self._now()
         with writing(self._engine) as connection:
@@ -100,7 +100,7 @@ class Writer:
                 counts = store(connection, listings, run_id=self._run_id, now=now)
                 runs.add_counts(connection, self._run_id, counts, self._traffic)
             for absence in absences:
-                removed = store_absence(connection, absence, run_id=self._run_id)
+                removed = store_removals(connection, absence, run_id=self._run_id)
                 counts = {absence.phone_number: Counter(chats_removed=removed)}
                 runs.add_counts(connection, self._run_id, counts, self._traffic)
             for outcome in outcomes:

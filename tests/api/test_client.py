@@ -18,11 +18,17 @@ from typing import Any, TypeVar
 import pytest
 from msgspec import UNSET
 
-from etl.api.client import MAX_BODY_BYTES, MAX_WAIT_SECONDS, Line, Linq
+from etl.api.client import MAX_BODY_BYTES, MAX_WAIT_SECONDS, LinqClient, RequestContext
 from etl.api.decode import Chat, LinqNumber, Page, Rejected
-from etl.api.pace import Pace, Traffic
+from etl.api.pace import ApiUsage, Pace
 from etl.config import Api, Token
-from etl.errors import ApiThrottled, ApiUnavailable, EtlError, RequestRefused, TokenRefused
+from etl.errors import (
+    ApiThrottledError,
+    ApiUnavailableError,
+    EtlError,
+    RequestRefusedError,
+    TokenRefusedError,
+)
 from etl.sandbox import Faults, Sandbox, build_world
 
 DATA = Path(__file__).parent / "data"
@@ -169,24 +175,32 @@ class Caller:
 
     retry_time: FakeTime = field(default_factory=FakeTime)
     pace_time: FakeTime = field(default_factory=FakeTime)
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: ApiUsage = field(default_factory=ApiUsage)
     token: str = TOKEN
     now: Callable[[], datetime] = lambda: NOW
 
-    def call(self, url: str, request: Callable[[Linq, Line], Awaitable[T]], **settings: Any) -> T:
+    def call(
+        self,
+        url: str,
+        request: Callable[[LinqClient, RequestContext], Awaitable[T]],
+        **settings: Any,
+    ) -> T:
         """Make this request, or whatever else `request` does with the client."""
 
         async def run() -> T:
             api = Api(base_url=url, **settings)
             pace = Pace(api.max_concurrency, clock=self.pace_time.clock, sleep=self.pace_time.sleep)
-            line = Line(NUMBER, Token(self.token), self.traffic)
-            async with Linq(api, pace, now=self.now, sleep=self.retry_time.sleep) as linq:
+            line = RequestContext(NUMBER, Token(self.token), self.traffic)
+            async with LinqClient(api, pace, now=self.now, sleep=self.retry_time.sleep) as linq:
                 return await request(linq, line)
 
         return asyncio.run(run())
 
     def fail(
-        self, url: str, request: Callable[[Linq, Line], Awaitable[Any]], **settings: Any
+        self,
+        url: str,
+        request: Callable[[LinqClient, RequestContext], Awaitable[Any]],
+        **settings: Any,
     ) -> EtlError:
         """Make this request, and return its error."""
         with pytest.raises(EtlError) as raised:
@@ -199,15 +213,15 @@ def caller() -> Caller:
     return Caller()
 
 
-async def list_chats(linq: Linq, line: Line) -> Page:
+async def list_chats(linq: LinqClient, line: RequestContext) -> Page:
     return await linq.list_chats(line, 1)
 
 
-async def get_chat(linq: Linq, line: Line) -> Chat | Rejected | None:
+async def get_chat(linq: LinqClient, line: RequestContext) -> Chat | Rejected | None:
     return await linq.get_chat(line, 5)
 
 
-async def list_phone_numbers(linq: Linq, line: Line) -> tuple[LinqNumber, ...]:
+async def list_phone_numbers(linq: LinqClient, line: RequestContext) -> tuple[LinqNumber, ...]:
     return await linq.list_phone_numbers(line)
 
 
@@ -223,7 +237,7 @@ def test_list_chats_asks_for_a_page(server: Server, caller: Caller) -> None:
 
     assert server.asked == [f"{CHATS}?phone_number=13343284472&page=3&per_page=50"]
     assert server.tokens == [TOKEN]
-    assert caller.traffic == Traffic(requests=1, retries=0, throttled=0)
+    assert caller.traffic == ApiUsage(requests=1, retries=0, throttled=0)
 
 
 def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
@@ -231,7 +245,7 @@ def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
     server.answers = [Answer(body=b'{"data":[{"id":1},{"id":2}],"meta":{"total_count":2}}')]
 
     assert caller.call(server.url, list_chats) == Page(
-        number=1,
+        page_number=1,
         per_page=2,
         total_count=2,
         last_page=1,
@@ -286,7 +300,7 @@ def test_a_chat_that_cannot_be_stored_is_there(server: Server, caller: Caller) -
     rejected = caller.call(server.url, get_chat)
 
     assert isinstance(rejected, Rejected)
-    assert (rejected.id, caller.traffic) == (5, Traffic(requests=1))
+    assert (rejected.id, caller.traffic) == (5, ApiUsage(requests=1))
 
 
 def test_another_chat_is_asked_for_again(server: Server, caller: Caller) -> None:
@@ -294,7 +308,7 @@ def test_another_chat_is_asked_for_again(server: Server, caller: Caller) -> None
     server.answers = [Answer(body=b'{"data":{"id":6}}'), Answer(body=b'{"data":{"id":5}}')]
 
     assert caller.call(server.url, get_chat) == chat(5)
-    assert caller.traffic == Traffic(requests=2, retries=1)
+    assert caller.traffic == ApiUsage(requests=2, retries=1)
 
 
 def test_a_chat_that_is_gone_is_none(server: Server, caller: Caller) -> None:
@@ -302,7 +316,7 @@ def test_a_chat_that_is_gone_is_none(server: Server, caller: Caller) -> None:
     server.answers = [Answer(404, (DATA / "not_found.json").read_bytes())]
 
     assert caller.call(server.url, get_chat) is None
-    assert caller.traffic == Traffic(requests=1)
+    assert caller.traffic == ApiUsage(requests=1)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +338,7 @@ def test_any_other_refusal_proves_nothing(
 
     refused = caller.fail(server.url, get_chat)
 
-    assert isinstance(refused, RequestRefused)
+    assert isinstance(refused, RequestRefusedError)
     assert (refused.status, refused.code) == (status, code)
 
 
@@ -335,9 +349,9 @@ def test_a_refusal_is_not_tried_again(server: Server, caller: Caller, status: in
 
     refused = caller.fail(server.url, list_chats)
 
-    assert isinstance(refused, RequestRefused)
+    assert isinstance(refused, RequestRefusedError)
     assert refused.exit_code == 3
-    assert caller.traffic == Traffic(requests=1)
+    assert caller.traffic == ApiUsage(requests=1)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -347,23 +361,23 @@ def test_a_refused_token_is_not_tried_again(server: Server, caller: Caller, stat
 
     refused = caller.fail(server.url, list_chats)
 
-    assert isinstance(refused, TokenRefused)
+    assert isinstance(refused, TokenRefusedError)
     assert refused.exit_code == 4
     assert f"({status})" in str(refused)
-    assert caller.traffic == Traffic(requests=1)
+    assert caller.traffic == ApiUsage(requests=1)
 
 
 def test_a_wrong_token_costs_one_request(server: Server, caller: Caller) -> None:
     """Ten calls at once with a wrong token make a single request, and all are refused."""
     server.answers = [error(401, "unauthorized")]
 
-    async def ten_calls(linq: Linq, line: Line) -> list[Any]:
+    async def ten_calls(linq: LinqClient, line: RequestContext) -> list[Any]:
         calls = [linq.list_chats(line, page) for page in range(1, 11)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     results = caller.call(server.url, ten_calls)
 
-    assert {type(result) for result in results} == {TokenRefused}
+    assert {type(result) for result in results} == {TokenRefusedError}
     assert len(server.asked) == caller.traffic.requests == 1
 
 
@@ -371,16 +385,16 @@ def test_a_second_wrong_token_costs_one_request(server: Server, caller: Caller) 
     """Also when another token is read side by side, a new one's first request goes alone."""
     server.answers = [*[OK] * 8, error(401, "unauthorized")]
 
-    async def two_tokens(linq: Linq, line: Line) -> list[Any]:
+    async def two_tokens(linq: LinqClient, line: RequestContext) -> list[Any]:
         for page in range(8):
             await linq.list_chats(line, page + 1)
-        wrong = Line("+13125550100", Token("wrong"), Traffic())
+        wrong = RequestContext("+13125550100", Token("wrong"), ApiUsage())
         calls = [linq.list_chats(wrong, page) for page in range(1, 11)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     results = caller.call(server.url, two_tokens, max_concurrency=8)
 
-    assert {type(result) for result in results} == {TokenRefused}
+    assert {type(result) for result in results} == {TokenRefusedError}
     assert server.tokens == [*[TOKEN] * 8, "wrong"]
 
 
@@ -388,23 +402,23 @@ def test_a_first_request_that_fails_lets_the_others_go(server: Server, caller: C
     """A token whose first request was answered by an error is not waited for any longer."""
     server.answers = [error(503), OK]
 
-    async def three_calls(linq: Linq, line: Line) -> list[Page]:
+    async def three_calls(linq: LinqClient, line: RequestContext) -> list[Page]:
         return await asyncio.gather(*(linq.list_chats(line, 1) for _ in range(3)))
 
     pages = caller.call(server.url, three_calls)
 
     assert [page.chats for page in pages] == [(chat(1),)] * 3
-    assert caller.traffic == Traffic(requests=4, retries=1)
+    assert caller.traffic == ApiUsage(requests=4, retries=1)
 
 
 def test_cookies_are_not_sent_back(server: Server, caller: Caller) -> None:
     """What one token's answer sets is in no later request, of whichever token."""
     server.answers = [Answer(headers={"Set-Cookie": f"session={TOKEN}; Path=/"})]
 
-    async def two_tokens(linq: Linq, line: Line) -> None:
+    async def two_tokens(linq: LinqClient, line: RequestContext) -> None:
         await linq.list_chats(line, 1)
         await linq.list_chats(line, 2)
-        await linq.list_chats(Line(NUMBER, Token("other"), line.traffic), 1)
+        await linq.list_chats(RequestContext(NUMBER, Token("other"), line.traffic), 1)
 
     caller.call(server.url, two_tokens)
 
@@ -415,10 +429,10 @@ def test_a_wrong_token_leaves_the_others(server: Server, caller: Caller) -> None
     """A refused token does not keep another one from working."""
     server.answers = [error(401, "unauthorized"), OK]
 
-    async def two_tokens(linq: Linq, line: Line) -> Page:
-        with pytest.raises(TokenRefused):
+    async def two_tokens(linq: LinqClient, line: RequestContext) -> Page:
+        with pytest.raises(TokenRefusedError):
             await linq.list_chats(line, 1)
-        return await linq.list_chats(Line(NUMBER, Token("good"), line.traffic), 1)
+        return await linq.list_chats(RequestContext(NUMBER, Token("good"), line.traffic), 1)
 
     assert caller.call(server.url, two_tokens).chats == (chat(1),)
     assert server.tokens == [TOKEN, "good"]
@@ -434,7 +448,7 @@ def test_redirects_are_not_followed(
 
     refused = caller.fail(server.url, list_chats)
 
-    assert isinstance(refused, RequestRefused)
+    assert isinstance(refused, RequestRefusedError)
     assert (refused.status, elsewhere.asked) == (status, [])
 
 
@@ -492,7 +506,7 @@ def test_what_may_pass_is_tried_again(
 
     assert caller.call(server.url, list_chats).chats == (chat(1),)
     throttled = 2 * (failure == TRANSIENT["429"])
-    assert caller.traffic == Traffic(requests=3, retries=2, throttled=throttled)
+    assert caller.traffic == ApiUsage(requests=3, retries=2, throttled=throttled)
     assert len(caller.retry_time.waits) == 2
 
 
@@ -504,13 +518,16 @@ def test_what_may_pass_is_tried_again(
     ],
 )
 def test_every_request_is_tried_again(
-    server: Server, caller: Caller, failure: Answer, request_: Callable[[Linq, Line], Any]
+    server: Server,
+    caller: Caller,
+    failure: Answer,
+    request_: Callable[[LinqClient, RequestContext], Any],
 ) -> None:
     """Get Chat and List Phone Numbers are tried as often as List Chats."""
     server.answers = [failure]
 
-    assert type(caller.fail(server.url, request_, max_attempts=3)) is ApiUnavailable
-    assert caller.traffic == Traffic(requests=3, retries=2)
+    assert type(caller.fail(server.url, request_, max_attempts=3)) is ApiUnavailableError
+    assert caller.traffic == ApiUsage(requests=3, retries=2)
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5])
@@ -520,12 +537,12 @@ def test_tries_are_counted(server: Server, caller: Caller, tries: int) -> None:
 
     unavailable = caller.fail(server.url, list_chats, max_attempts=tries)
 
-    assert (type(unavailable), unavailable.exit_code) == (ApiUnavailable, 5)
+    assert (type(unavailable), unavailable.exit_code) == (ApiUnavailableError, 5)
     assert re.fullmatch(
         rf"the API is unavailable after {tries} tries in \d+ s: HTTP 503; run again later",
         str(unavailable),
     )
-    assert caller.traffic == Traffic(requests=tries, retries=tries - 1)
+    assert caller.traffic == ApiUsage(requests=tries, retries=tries - 1)
 
 
 def test_a_throttle_that_does_not_end(server: Server, caller: Caller) -> None:
@@ -534,13 +551,17 @@ def test_a_throttle_that_does_not_end(server: Server, caller: Caller) -> None:
 
     throttled = caller.fail(server.url, list_chats, max_attempts=3)
 
-    assert (type(throttled), throttled.exit_code, throttled.kind) == (ApiThrottled, 5, "throttled")
+    assert (type(throttled), throttled.exit_code, throttled.kind) == (
+        ApiThrottledError,
+        5,
+        "throttled",
+    )
     assert re.fullmatch(
         r"the API is throttling after 3 tries in \d+ s; run again later, "
         r"or set api\.max_requests_per_second lower",
         str(throttled),
     )
-    assert caller.traffic == Traffic(requests=3, retries=2, throttled=3)
+    assert caller.traffic == ApiUsage(requests=3, retries=2, throttled=3)
 
 
 @pytest.mark.parametrize(
@@ -583,7 +604,7 @@ def test_too_long_a_wait_is_not_begun(server: Server, caller: Caller, header: st
 
     throttled = caller.fail(server.url, list_chats)
 
-    assert type(throttled) is ApiThrottled
+    assert type(throttled) is ApiThrottledError
     assert "asked to wait" in str(throttled)
     assert "too long for one run" in str(throttled)
     assert (caller.traffic.requests, caller.retry_time.waits) == (1, [])
@@ -610,7 +631,7 @@ def test_a_throttle_pauses_every_call(server: Server, caller: Caller) -> None:
     server.answers = [error(429, Retry_After="7"), OK]
     server.clock = caller.pace_time.clock
 
-    async def three_calls(linq: Linq, line: Line) -> None:
+    async def three_calls(linq: LinqClient, line: RequestContext) -> None:
         await asyncio.gather(*(linq.list_chats(line, 1) for _ in range(3)))
 
     caller.call(server.url, three_calls)
@@ -624,13 +645,13 @@ def test_the_last_throttle_pauses_the_others(server: Server, caller: Caller) -> 
     server.answers = [error(429, Retry_After="7"), OK]
     server.clock = caller.pace_time.clock
 
-    async def three_calls(linq: Linq, line: Line) -> list[Any]:
+    async def three_calls(linq: LinqClient, line: RequestContext) -> list[Any]:
         calls = [linq.list_chats(line, 1) for _ in range(3)]
         return await asyncio.gather(*calls, return_exceptions=True)
 
     results = caller.call(server.url, three_calls, max_attempts=1)
 
-    assert [type(result) for result in results] == [ApiThrottled, Page, Page]
+    assert [type(result) for result in results] == [ApiThrottledError, Page, Page]
     assert server.times[:2] == [0, 7]
     assert [time >= 7 for time in server.times[2:]] == [True]
 
@@ -640,7 +661,7 @@ def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:
     server.answers = [error(503, Retry_After="7"), OK]
     server.clock = caller.pace_time.clock
 
-    async def three_calls(linq: Linq, line: Line) -> None:
+    async def three_calls(linq: LinqClient, line: RequestContext) -> None:
         await asyncio.gather(*(linq.list_chats(line, 1) for _ in range(3)))
 
     caller.call(server.url, three_calls)
@@ -651,16 +672,16 @@ def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:
 def test_the_bill_is_the_lines_own(server: Server, caller: Caller) -> None:
     """What a request costs is added to the line on whose behalf it was made."""
     server.answers = [error(429, Retry_After="0"), OK]
-    other = Traffic()
+    other = ApiUsage()
 
-    async def two_lines(linq: Linq, line: Line) -> None:
+    async def two_lines(linq: LinqClient, line: RequestContext) -> None:
         await linq.list_chats(line, 1)
-        await linq.list_chats(Line("+13125550100", line.token, other), 1)
+        await linq.list_chats(RequestContext("+13125550100", line.token, other), 1)
 
     caller.call(server.url, two_lines)
 
-    assert caller.traffic == Traffic(requests=2, retries=1, throttled=1)
-    assert other == Traffic(requests=1)
+    assert caller.traffic == ApiUsage(requests=2, retries=1, throttled=1)
+    assert other == ApiUsage(requests=1)
 
 
 def test_the_size_of_an_answer_is_bounded(server: Server, caller: Caller) -> None:
@@ -706,7 +727,7 @@ def test_a_slow_answer_is_tried_again(server: Server, caller: Caller) -> None:
     server.answers = [Answer(200, b"", length=1000, stalls=True), OK]
 
     assert caller.call(server.url, list_chats, timeout_seconds=0.2).chats == (chat(1),)
-    assert caller.traffic == Traffic(requests=2, retries=1)
+    assert caller.traffic == ApiUsage(requests=2, retries=1)
 
 
 def test_nobody_listens(caller: Caller) -> None:
@@ -716,9 +737,9 @@ def test_nobody_listens(caller: Caller) -> None:
 
     unavailable = caller.fail(url, list_chats, max_attempts=2)
 
-    assert type(unavailable) is ApiUnavailable
+    assert type(unavailable) is ApiUnavailableError
     assert ": no connection to 127.0.0.1: " in str(unavailable)
-    assert caller.traffic == Traffic(requests=2, retries=1)
+    assert caller.traffic == ApiUsage(requests=2, retries=1)
 
 
 @pytest.mark.parametrize(
@@ -738,7 +759,7 @@ def test_errors_keep_secrets(server: Server, caller: Caller, answer: Answer | No
     """No error holds the number, the token, the query or the API's text, not in its causes."""
     server.answers = [answer]
 
-    async def every_request(linq: Linq, line: Line) -> list[Any]:
+    async def every_request(linq: LinqClient, line: RequestContext) -> list[Any]:
         requests = (list_chats, get_chat, list_phone_numbers)
         calls = [request(linq, line) for request in requests]
         return await asyncio.gather(*calls, return_exceptions=True)
@@ -756,7 +777,7 @@ def test_a_troubled_list_is_read_to_its_end(caller: Caller) -> None:
     world = build_world(numbers=[NUMBER], chats_per_number=300)
     faults = Faults(server_error=0.1, html=0.1, drop=0.1, cut=0.1, seed=3)
 
-    async def read_all(linq: Linq, line: Line) -> list[Page]:
+    async def read_all(linq: LinqClient, line: RequestContext) -> list[Page]:
         return await asyncio.gather(*(linq.list_chats(line, page) for page in range(1, 31)))
 
     with Sandbox(world, token=TOKEN, faults=faults) as sandbox:
@@ -764,7 +785,7 @@ def test_a_troubled_list_is_read_to_its_end(caller: Caller) -> None:
         statuses = Counter(request.status for request in sandbox.requests)
 
     assert [chat_id for page in pages for chat_id in page.ids] == list(world.listing(NUMBER))
-    assert caller.traffic == Traffic(
+    assert caller.traffic == ApiUsage(
         requests=sandbox.request_count, retries=sandbox.request_count - 30, throttled=0
     )
     assert set(statuses) > {0, 200, 502}
@@ -776,7 +797,7 @@ def test_the_sandbox_knows_a_chat_or_not(caller: Caller) -> None:
     present, gone, _ = world.listing(NUMBER)
     world.delete(gone)
 
-    async def both(linq: Linq, line: Line) -> list[bool]:
+    async def both(linq: LinqClient, line: RequestContext) -> list[bool]:
         return [await linq.get_chat(line, chat_id) is not None for chat_id in (present, gone)]
 
     with Sandbox(world, token=TOKEN) as sandbox:

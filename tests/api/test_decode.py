@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET
 
 from etl.api.decode import (
-    BadAnswer,
+    BadAnswerError,
     Chat,
     Handle,
     LinqNumber,
@@ -79,7 +79,7 @@ def test_a_page_as_the_api_documents_it() -> None:
     joined_at = datetime(2025, 5, 21, 20, 30, tzinfo=UTC)
 
     assert page((DATA / "list_chats.json").read_bytes(), 1, NOW) == Page(
-        number=1,
+        page_number=1,
         per_page=25,
         total_count=65,
         last_page=3,
@@ -443,7 +443,7 @@ def test_nesting_is_kept() -> None:
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data":' * 100_000])
 def test_nesting_without_an_end_is_no_answer(body: bytes) -> None:
     """Nesting that no parser takes is an answer that is none, not a crash."""
-    with pytest.raises(BadAnswer, match=NO_JSON):
+    with pytest.raises(BadAnswerError, match=NO_JSON):
         page(body, 1, NOW)
 
 
@@ -453,7 +453,7 @@ def test_deep_nesting_with_an_odd_value_is_no_answer(depth: int, odd: str) -> No
     """A value that has to be changed, nested more deeply than can be, is no crash either."""
     nested = "[" * depth + odd + "]" * depth
 
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswerError):
         read(f'[{{"id":1,"x":{nested}}}]')
 
 
@@ -479,7 +479,7 @@ def test_a_byte_order_mark_is_skipped() -> None:
 )
 def test_what_is_not_json_is_no_answer(body: bytes) -> None:
     """HTML, nothing, half of it or too much of it is no answer."""
-    with pytest.raises(BadAnswer, match=NO_JSON):
+    with pytest.raises(BadAnswerError, match=NO_JSON):
         page(body, 1, NOW)
 
 
@@ -504,14 +504,16 @@ def test_what_is_not_json_is_no_answer(body: bytes) -> None:
 )
 def test_json_of_another_shape_is_no_answer(body: bytes) -> None:
     """JSON that is no page of chats is no answer."""
-    with pytest.raises(BadAnswer, match="JSON of another shape"):
+    with pytest.raises(BadAnswerError, match="JSON of another shape"):
         page(body, 1, NOW)
 
 
 @pytest.mark.parametrize("asked", [1, 3])
 def test_another_page_is_no_answer(asked: int) -> None:
     """An answer that says it is for another page is not taken for the one asked for."""
-    with pytest.raises(BadAnswer, match=f"^an answer for page 2 to a request for page {asked}$"):
+    with pytest.raises(
+        BadAnswerError, match=f"^an answer for page 2 to a request for page {asked}$"
+    ):
         read('[{"id":1}]', meta(page=2), number=asked)
 
 
@@ -552,7 +554,12 @@ def test_a_missing_meta_says_nothing(written: str) -> None:
     """Without `meta` the page's rows are all that is known."""
     found = read('[{"id":1},{"id":2}]', written, number=4)
 
-    assert (found.number, found.per_page, found.total_count, found.last_page) == (4, 2, None, None)
+    assert (found.page_number, found.per_page, found.total_count, found.last_page) == (
+        4,
+        2,
+        None,
+        None,
+    )
     assert found.ids == [1, 2]
 
 
@@ -588,13 +595,13 @@ def test_an_empty_list_by_one_word(fields: dict[str, Any], total: int | None) ->
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_empty_page_before_the_end_is_no_answer(number: int) -> None:
     """No rows where `meta` says that there are some is not the end of the list."""
-    with pytest.raises(BadAnswer, match=f"^an empty page {number} of 3$"):
+    with pytest.raises(BadAnswerError, match=f"^an empty page {number} of 3$"):
         read("[]", meta(page=number), number=number)
 
 
 def test_an_empty_page_before_the_last_is_no_answer() -> None:
     """The number of pages alone is enough to know that there should be rows."""
-    with pytest.raises(BadAnswer, match=r"^an empty page 2 of 3$"):
+    with pytest.raises(BadAnswerError, match=r"^an empty page 2 of 3$"):
         read("[]", meta(page=2, total_count=None), number=2)
 
 
@@ -629,14 +636,14 @@ def test_a_single_chat_that_cannot_be_stored(data: str, chat_id: int | None, rea
 @pytest.mark.parametrize("data", ['{"id":6}', '{"id":6,"group":"no"}'])
 def test_another_chat_is_no_answer(data: str) -> None:
     """An answer for another chat, stored or rejected, is not taken for the one asked for."""
-    with pytest.raises(BadAnswer, match=r"^an answer for another chat$"):
+    with pytest.raises(BadAnswerError, match=r"^an answer for another chat$"):
         single_chat(f'{{"data":{data}}}'.encode(), 5)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"id":5}', b'{"data":null}', b'{"data":[]}'])
 def test_what_is_no_single_chat(body: bytes) -> None:
     """Anything else is no answer to Get Chat."""
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswerError):
         single_chat(body, 5)
 
 
@@ -653,7 +660,7 @@ def test_phone_numbers() -> None:
 )
 def test_what_is_no_list_of_phone_numbers(body: bytes) -> None:
     """Anything else is no answer to List Phone Numbers."""
-    with pytest.raises(BadAnswer):
+    with pytest.raises(BadAnswerError):
         phone_numbers(body)
 
 

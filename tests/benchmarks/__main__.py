@@ -58,7 +58,7 @@ def main(
 def _postgres(stack: ExitStack) -> str | None:
     try:
         return stack.enter_context(postgres.server(os.environ.get(postgres.URL_VARIABLE)))
-    except postgres.NoPostgres as reason:
+    except postgres.NoPostgresError as reason:
         print(f"PostgreSQL is skipped: {reason}", file=sys.stderr)
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Table, literal
 
-from etl.db.bulk import forms, insert_rows, stored_of
+from etl.db.bulk import encoders, insert_rows, lookup_by_id
 from etl.db.engine import reading, writing
 from etl.db.tables import chats
 
@@ -19,7 +19,7 @@ NAMES = ("id", "display_name", "extra", "first_seen_at", "changed_at")
 
 def insert_chats(engine: Engine, ids: range) -> None:
     with writing(engine) as connection:
-        time, json = forms(connection)
+        time, json = encoders(connection)
         extra = json('{"a":[1,"é"]}')
         rows = ((i, f"'{i}'\t\\", extra if i % 2 else None, time(NOON), time(NOON)) for i in ids)
         insert_rows(connection, chats, NAMES, rows)
@@ -48,6 +48,6 @@ def test_what_is_stored_of_some_ids(engine: Engine) -> None:
     insert_chats(engine, range(10))
     wanted = [3, 99, -(2**63), 2**63 - 1, 8, 3]
     with reading(engine) as connection:
-        found = stored_of(connection, wanted, chats.c.id, chats.c.id * 2, chats.c.id != 8)
-        nothing = stored_of(connection, [], chats.c.id, literal(1))
+        found = lookup_by_id(connection, wanted, chats.c.id, chats.c.id * 2, chats.c.id != 8)
+        nothing = lookup_by_id(connection, [], chats.c.id, literal(1))
     assert (found, nothing) == ({3: 6}, {})

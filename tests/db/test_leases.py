@@ -17,7 +17,7 @@ from etl.db import run_log as runs
 from etl.db.engine import reading, writing
 from etl.db.run_log import Claim
 from etl.db.tables import number_leases, sync_run_numbers, sync_runs
-from etl.errors import LeaseLost
+from etl.errors import LeaseLostError
 
 A, B, C = "+13343284472", "+13125550100", "+13125550199"
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -85,7 +85,7 @@ def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
 def test_free_numbers_are_taken(engine: Engine) -> None:
     """The first to come holds what it asked for."""
     run_id, claim = begin(engine, A, B)
-    assert claim == Claim(held=frozenset({A, B}), news=frozenset(), busy={})
+    assert claim == Claim(held=frozenset({A, B}), emit_created=frozenset(), busy={})
     assert holders(engine) == {A: run_id, B: run_id}
 
 
@@ -108,7 +108,7 @@ def test_a_held_number_names_its_holder(engine: Engine) -> None:
 def test_nothing_wanted_is_nothing_taken(engine: Engine) -> None:
     """A run without numbers holds none."""
     _, claim = begin(engine)
-    assert claim == Claim(held=frozenset(), news=frozenset(), busy={})
+    assert claim == Claim(held=frozenset(), emit_created=frozenset(), busy={})
 
 
 def test_a_number_that_was_given_back_is_free(engine: Engine) -> None:
@@ -164,9 +164,9 @@ def test_an_abandoned_run_learns_it(engine: Engine) -> None:
     stalled, _ = begin(engine, A)
     begin(engine, now=second(61))
     with writing(engine) as connection:
-        with pytest.raises(LeaseLost) as renewing:
+        with pytest.raises(LeaseLostError) as renewing:
             leases.renew(connection, stalled, second(200))
-        with pytest.raises(LeaseLost) as keeping:
+        with pytest.raises(LeaseLostError) as keeping:
             leases.ensure_held(connection, stalled, [A])
     assert [caught.value.exit_code for caught in (renewing, keeping)] == [7, 7]
 
@@ -179,7 +179,7 @@ def test_a_run_writes_only_what_it_holds(engine: Engine) -> None:
         for numbers in ([A], [A, B], [A, A], []):
             leases.ensure_held(connection, run_id, numbers)
         for numbers in ([C], [A, C], ["+13125550111"]):
-            with pytest.raises(LeaseLost):
+            with pytest.raises(LeaseLostError):
                 leases.ensure_held(connection, run_id, numbers)
 
 

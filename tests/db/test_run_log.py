@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import Engine, Table
 
 from etl import __version__
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
 from etl.db import run_log as runs
 from etl.db.engine import reading, writing
-from etl.db.run_log import Claim, Ending, NumberOutcome
+from etl.db.run_log import Claim, NumberOutcome, RunOutcome
 from etl.db.tables import COUNTS, number_leases, phone_numbers, sync_run_numbers, sync_runs
 
 Item = dict[str, Any]
@@ -78,12 +78,12 @@ def close(engine: Engine, outcome: NumberOutcome, run_id: int = 1, now: datetime
         runs.close_number(connection, run_id, outcome, now)
 
 
-def finish(engine: Engine, ending: Ending, run_id: int = 1, now: datetime = NOON) -> None:
+def finish(engine: Engine, ending: RunOutcome, run_id: int = 1, now: datetime = NOON) -> None:
     with writing(engine) as connection:
         runs.finish(connection, run_id, ending, now)
 
 
-def count(engine: Engine, traffic: dict[str, Traffic], **counts: Counter[str]) -> None:
+def count(engine: Engine, traffic: dict[str, ApiUsage], **counts: Counter[str]) -> None:
     by_number = {A if name == "a" else B: counted for name, counted in counts.items()}
     with writing(engine) as connection:
         runs.add_counts(connection, 1, by_number, traffic)
@@ -110,7 +110,7 @@ def test_claimed_numbers_are_in_the_log(engine: Engine, rows: Rows) -> None:
     with writing(engine) as connection:
         numbers = [PhoneNumber(A, "Sales"), PhoneNumber(B)]
         claimed = runs.claim(connection, 1, numbers, second(1))
-    assert claimed == Claim(held=frozenset({A, B}), news=frozenset(), busy={})
+    assert claimed == Claim(held=frozenset({A, B}), emit_created=frozenset(), busy={})
     assert rows(sync_runs) == [run_row(numbers_total=2)]
     assert rows(sync_run_numbers) == [number_row(B), number_row(A)]
     assert rows(phone_numbers) == [
@@ -162,9 +162,9 @@ def test_counts_add_up_and_traffic_is_a_sum_already(engine: Engine, rows: Rows) 
     """Each batch adds its counts; what was spent so far replaces what was."""
     start(engine)
     claim(engine, A, B)
-    traffic = {A: Traffic(3, 2, 1), B: Traffic(1)}
+    traffic = {A: ApiUsage(3, 2, 1), B: ApiUsage(1)}
     count(engine, traffic, a=Counter(pages=1, chats_seen=100), b=Counter(pages=1))
-    traffic[A] = Traffic(5, 3, 1)
+    traffic[A] = ApiUsage(5, 3, 1)
     count(engine, traffic, a=Counter(pages=2, chats_seen=20, rejected=1, texts_cleaned=4))
     spent = {"requests": 5, "retries": 3, "throttled": 1}
     counted = {"pages": 3, "chats_seen": 120, "rejected": 1, "texts_cleaned": 4}
@@ -180,7 +180,7 @@ def test_a_number_that_ends_gives_its_lease_back(engine: Engine, rows: Rows) -> 
     claim(engine, A, B)
     evidence = {"total_count": 2**40, "distinct_ids": 2**40}
     told = {"completeness": "consistent", "passes": 2}
-    outcome = NumberOutcome(A, "succeeded", Traffic(7, 1, 0), **told, evidence=evidence)
+    outcome = NumberOutcome(A, "succeeded", ApiUsage(7, 1, 0), **told, evidence=evidence)
     close(engine, outcome, now=second(9))
     ended = {"status": "succeeded", "finished_at": second(9), "requests": 7, "retries": 1}
     assert rows(sync_run_numbers) == [number_row(B), number_row(**ended, **told, **evidence)]
@@ -193,7 +193,7 @@ def test_a_number_that_fails_says_why(engine: Engine, rows: Rows) -> None:
     start(engine)
     claim(engine, A)
     why = {"error_kind": "throttled", "error_detail": "the API kept asking for fewer requests"}
-    close(engine, NumberOutcome(A, "failed", Traffic(8, 7, 8), **why), now=second(9))
+    close(engine, NumberOutcome(A, "failed", ApiUsage(8, 7, 8), **why), now=second(9))
     spent = {"requests": 8, "retries": 7, "throttled": 8}
     assert rows(sync_run_numbers) == [
         number_row(status="failed", finished_at=second(9), **spent, **why)
@@ -206,10 +206,10 @@ def test_what_appears_after_the_first_full_list_is_news(engine: Engine, rows: Ro
     for run_id in (1, 2):
         start(engine)
         claimed = claim(engine, A, B, run_id=run_id)
-        assert claimed.news == (frozenset() if run_id == 1 else {A})
+        assert claimed.emit_created == (frozenset() if run_id == 1 else {A})
         done = NumberOutcome(A, "succeeded", completeness="unproved", reason="it moved")
         close(engine, done, run_id, second(run_id))
-        finish(engine, Ending("partial"), run_id)
+        finish(engine, RunOutcome("partial"), run_id)
     assert [row["first_loaded_at"] for row in rows(phone_numbers)] == [None, second(1)]
 
 
@@ -221,11 +221,11 @@ def test_a_finished_run_sums_its_numbers_up(engine: Engine, rows: Rows) -> None:
     start(engine)
     claim(engine, A, B)
     each = Counter({name: 1 for name in COUNTS if name not in ("requests", "retries", "throttled")})
-    count(engine, {A: Traffic(1, 1, 1), B: Traffic(1, 1, 1)}, a=each, b=each)
-    close(engine, NumberOutcome(A, "succeeded", Traffic(2, 1, 1)))
-    close(engine, NumberOutcome(B, "failed", Traffic(3, 1, 1), error_kind="unavailable"))
+    count(engine, {A: ApiUsage(1, 1, 1), B: ApiUsage(1, 1, 1)}, a=each, b=each)
+    close(engine, NumberOutcome(A, "succeeded", ApiUsage(2, 1, 1)))
+    close(engine, NumberOutcome(B, "failed", ApiUsage(3, 1, 1), error_kind="unavailable"))
     why = {"error_kind": "unavailable", "error_detail": "the API stayed away"}
-    finish(engine, Ending("partial", **why, traffic=Traffic(10, 2, 0)), now=second(30))
+    finish(engine, RunOutcome("partial", **why, traffic=ApiUsage(10, 2, 0)), now=second(30))
     sums = {**dict.fromkeys(COUNTS, 2), "requests": 15, "retries": 4, "throttled": 2}
     ended = {"status": "partial", "finished_at": second(30), "numbers_total": 2}
     assert rows(sync_runs) == [run_row(**ended, numbers_failed=1, **sums, **why)]
@@ -243,7 +243,7 @@ def test_unfinished_numbers_end_with_their_run(
     claim(engine, A, B)
     close(engine, NumberOutcome(B, "succeeded"), now=second(1))
     why = {"error_kind": "interrupted", "error_detail": "ended by a signal"}
-    finish(engine, Ending(status, **why), now=second(2))
+    finish(engine, RunOutcome(status, **why), now=second(2))
     ended = {"finished_at": second(2), **why}
     assert rows(sync_run_numbers) == [
         number_row(B, status="succeeded", finished_at=second(1)),
@@ -256,7 +256,9 @@ def test_unfinished_numbers_end_with_their_run(
 def test_a_run_without_numbers_ends_too(engine: Engine, rows: Rows) -> None:
     """Its sums are what it spent itself."""
     start(engine)
-    finish(engine, Ending("failed", "token", "the token was refused", Traffic(1)), now=second(2))
+    finish(
+        engine, RunOutcome("failed", "token", "the token was refused", ApiUsage(1)), now=second(2)
+    )
     why = {"error_kind": "token", "error_detail": "the token was refused"}
     ended = {"status": "failed", "finished_at": second(2), "requests": 1}
     assert rows(sync_runs) == [run_row(**ended, **why)]
@@ -268,7 +270,7 @@ def test_an_abandoned_run_stays_abandoned(engine: Engine, rows: Rows) -> None:
     claim(engine, A)
     start(engine, second(60))
     claim(engine, A, run_id=2, now=second(61))
-    finish(engine, Ending("succeeded"), run_id=1, now=second(70))
+    finish(engine, RunOutcome("succeeded"), run_id=1, now=second(70))
     found = {"status": "abandoned", "finished_at": second(60), "error_detail": "its process ended"}
     successor = {"id": 2, "started_at": second(60), "lease_expires_at": second(120)}
     assert rows(sync_runs) == [
@@ -287,7 +289,7 @@ def test_recent_runs_come_newest_first(engine: Engine) -> None:
     for number in range(3):
         start(engine, second(number))
     with reading(engine) as connection:
-        found = runs.recent(connection, 2)
+        found = runs.list_runs(connection, 2)
     public = run_row(id=3, started_at=second(2))
     del public["owner"], public["lease_expires_at"]
     assert [run["id"] for run in found] == [3, 2]
@@ -299,8 +301,8 @@ def test_one_run_in_full_has_its_numbers(engine: Engine) -> None:
     start(engine)
     claim(engine, A, B)
     with reading(engine) as connection:
-        found = runs.one(connection, 1)
-        assert runs.one(connection, 2) is None
+        found = runs.get_run(connection, 1)
+        assert runs.get_run(connection, 2) is None
     assert found
     assert found["numbers"] == [number_row(B), number_row(A)]
     assert {**run_row(numbers_total=2), **found} == {**found, **run_row(numbers_total=2)}
@@ -313,12 +315,12 @@ def test_freshness_is_the_last_list_that_was_read(engine: Engine) -> None:
     told = {"completeness": "unproved", "reason": "it moved"}
     evidence = {"total_count": 12}
     close(engine, NumberOutcome(A, "partial", **told, evidence=evidence), now=second(1))
-    finish(engine, Ending("partial"))
+    finish(engine, RunOutcome("partial"))
     start(engine)
     claim(engine, A, run_id=2)
     close(engine, NumberOutcome(A, "failed"), run_id=2, now=second(100))
     with reading(engine) as connection:
-        found = {record["phone_number"]: record for record in runs.freshness(connection)}
+        found = {record["phone_number"]: record for record in runs.last_good_syncs(connection)}
     read = {"run_id": 1, "last_good_sync": second(1), **told, **evidence}
     assert {**found[A], **read, "label": None} == found[A]
     assert {found[B][name] for name in read} == {None}

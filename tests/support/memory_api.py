@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from etl.api import decode as wire
-from etl.api.client import Line
+from etl.api.client import RequestContext
 from etl.api.decode import Chat, LinqNumber, Page, Rejected
 from etl.sandbox import World
 
@@ -45,13 +45,13 @@ class MemoryLinq:
         self._time = max(self._time + timedelta(microseconds=1), datetime.now(UTC))
         return self._time
 
-    async def list_chats(self, line: Line, page: int) -> Page:
+    async def list_chats(self, line: RequestContext, page: int) -> Page:
         await self._before_answer()
         answer = self.world.page(self.number, page, self.per_page)
         self.sent |= {chat["id"]: chat for chat in answer["data"]}
         return wire.page(json.dumps(answer).encode(), page, self.now())
 
-    async def get_chat(self, line: Line, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
         await self._before_answer()
         try:
             chat = self.world.chat(chat_id)
@@ -60,7 +60,7 @@ class MemoryLinq:
         self.sent[chat_id] = chat
         return wire.single_chat(json.dumps({"data": chat}).encode(), chat_id)
 
-    async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
+    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
         await self._before_answer()
         return tuple(LinqNumber(number) for number in self.world.numbers)
 

@@ -36,7 +36,7 @@ echo started >&3 && {
 """
 
 
-class NoPostgres(Exception):
+class NoPostgresError(Exception):
     """Why there is no PostgreSQL to test with."""
 
 
@@ -78,7 +78,7 @@ def _programs() -> Path:
     installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     versions = {float(path.parts[-3]): path.parent for path in installed}
     if not versions:
-        raise NoPostgres(f"{URL_VARIABLE} is not set and initdb is not installed")
+        raise NoPostgresError(f"{URL_VARIABLE} is not set and initdb is not installed")
     return versions[max(versions)]
 
 
@@ -99,7 +99,7 @@ def _account() -> dict[str, Any]:
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
             return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise NoPostgres("initdb refuses root, and there is no user postgres or nobody")
+    raise NoPostgresError("initdb refuses root, and there is no user postgres or nobody")
 
 
 @contextmanager
@@ -115,5 +115,5 @@ def _running(programs: Path, folder: Path) -> Iterator[None]:
     ) as process:
         assert process.stdout
         if not process.stdout.readline():
-            raise NoPostgres(f"initdb or pg_ctl failed: {(folder / 'log').read_text()[-500:]}")
+            raise NoPostgresError(f"initdb or pg_ctl failed: {(folder / 'log').read_text()[-500:]}")
         yield

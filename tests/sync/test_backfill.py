@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy import select as sql
 
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import writing
-from etl.db.run_log import Ending, NumberOutcome
+from etl.db.run_log import NumberOutcome, RunOutcome
 from etl.db.tables import sync_run_numbers
 from etl.sandbox import Sandbox, build_world
 from etl.sandbox.routes import LIST_CHATS
@@ -34,7 +34,7 @@ PAGES = 40
 PER_PAGE = 3
 # A backfill that goes on reads again what may have been under way: twice the concurrency and three.
 AGAIN = 2 * 2 + 3
-UNREAD = ", which tells nothing of the others: the next sync tells whether the list is complete"
+UNREAD = "; the next sync tells whether the list is complete"
 
 
 class Account:
@@ -162,8 +162,8 @@ def plant(engine: Engine, command: str, *, first_page: int, pages: int, status: 
         of_run = sync_run_numbers.c.run_id == run_id
         connection.execute(update(sync_run_numbers).where(of_run).values(pages=pages))
         if status in {"succeeded", "failed"}:
-            runs.close_number(connection, run_id, NumberOutcome(A, status, Traffic()), now)
-        runs.finish(connection, run_id, Ending(status), now)
+            runs.close_number(connection, run_id, NumberOutcome(A, status, ApiUsage()), now)
+        runs.finish(connection, run_id, RunOutcome(status), now)
         ended = connection.execute(sql(sync_run_numbers.c.status).where(of_run)).scalar_one()
         assert ended == status
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, Table
 
 from etl import config
-from etl.api.client import Line
+from etl.api.client import RequestContext
 from etl.api.decode import Chat, LinqNumber, Page, Rejected
 from etl.db.tables import (
     chat_events,
@@ -21,12 +21,12 @@ from etl.db.tables import (
     sync_run_numbers,
     sync_runs,
 )
-from etl.errors import ApiUnavailable, RequestRefused
+from etl.errors import ApiUnavailableError, RequestRefusedError
 from etl.sandbox import World
 from etl.sandbox.world import Order
 from etl.sync.confirm import suspicious
-from etl.sync.number import Plan
-from etl.sync.progress import LogReport
+from etl.sync.number import RunOptions
+from etl.sync.progress import LogProgress
 from etl.sync.run import Result, sync
 from tests.support.memory_api import MemoryLinq
 
@@ -54,29 +54,29 @@ class Api(MemoryLinq):
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    async def list_chats(self, line: Line, page: int) -> Page:
+    async def list_chats(self, line: RequestContext, page: int) -> Page:
         self.good_pages -= 1
         if self.good_pages < 0:
             if self.interrupted:
                 self.interrupted.cancel()
                 await asyncio.Event().wait()
-            raise ApiUnavailable("the API is down")
+            raise ApiUnavailableError("the API is down")
         return await super().list_chats(line, page)
 
-    async def get_chat(self, line: Line, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
         self.asked.append(chat_id)
         if len(self.asked) > self.good_answers:
-            raise ApiUnavailable("the API is down")
+            raise ApiUnavailableError("the API is down")
         if chat_id in self.refused_chats:
-            raise RequestRefused("forbidden", status=403, code="forbidden")
+            raise RequestRefusedError("forbidden", status=403, code="forbidden")
         return await super().get_chat(line, chat_id)
 
-    async def list_phone_numbers(self, line: Line) -> tuple[LinqNumber, ...]:
+    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
         await super().list_phone_numbers(line)
         if self.refuses_numbers:
-            raise RequestRefused("forbidden", status=403, code="forbidden")
+            raise RequestRefusedError("forbidden", status=403, code="forbidden")
         if self.hides_numbers:
-            raise ApiUnavailable("the API is down")
+            raise ApiUnavailableError("the API is down")
         return tuple(LinqNumber(number) for number in self.reached)
 
 
@@ -111,11 +111,11 @@ class Account:
             "LINQ_ETL_SYNC__MAX_CONFIRMATIONS": str(max_confirmations),
             "LINQ_ETL_SYNC__MAX_PASSES": str(max_passes),
         }
-        settings = config.load(environ=environ, needs_numbers=False)
-        planned = Plan((config.PhoneNumber(number),), **plan)
+        settings = config.load_config(environ=environ, needs_numbers=False)
+        planned = RunOptions((config.PhoneNumber(number),), **plan)
         self.api.number, self.api.asked = number, []
         api: Any = self.api
-        return await sync(settings, self.engine, api, plan=planned, report=LogReport())
+        return await sync(settings, self.engine, api, plan=planned, report=LogProgress())
 
     def sync(self, number: str = A, **options: Any) -> Result:
         return asyncio.run(self.job(number, **options))

@@ -19,8 +19,8 @@ from etl.db.engine import open_database, reading
 from etl.db.run_log import Record
 from etl.db.tables import chat_handles, chats
 from etl.sandbox import World
-from etl.sync.number import Plan
-from etl.sync.progress import LogReport
+from etl.sync.number import RunOptions
+from etl.sync.progress import LogProgress
 from etl.sync.run import sync
 from tests.support.memory_api import MemoryLinq, change
 
@@ -34,7 +34,7 @@ def settings_with(max_passes: int) -> config.Config:
         "LINQ_ETL_API__MAX_CONCURRENCY": "2",
         "LINQ_ETL_SYNC__MAX_PASSES": str(max_passes),
     }
-    return config.load(environ=environ, needs_numbers=False)
+    return config.load_config(environ=environ, needs_numbers=False)
 
 
 changes = st.builds(
@@ -99,8 +99,8 @@ class Model(RuleBasedStateMachine):
 
     def sync(self) -> Record:
         number = config.PhoneNumber(NUMBER)
-        plan = Plan((number,), allow_removals=True)
-        job = sync(self.settings, self.engine, self.linq, plan=plan, report=LogReport())
+        plan = RunOptions((number,), allow_removals=True)
+        job = sync(self.settings, self.engine, self.linq, plan=plan, report=LogProgress())
         return asyncio.run(job).record
 
     def stored(self) -> dict[int, dict[str, Any]]:

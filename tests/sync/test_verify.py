@@ -6,7 +6,7 @@ from math import comb
 import pytest
 
 from etl.sandbox import Sandbox, World, build_world
-from etl.sync.verify import Finding, Verification, upper_bound
+from etl.sync.verify import Mismatch, Verification, upper_bound
 from tests.support.command import TOKEN, A, B, execute, linq_etl, select, settings, snapshot
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
@@ -184,7 +184,8 @@ def test_the_bound_is_that_of_clopper_and_pearson(wrong: int, sampled: int, boun
 
 def test_what_could_not_be_read_counts_for_nothing() -> None:
     """The bound is about the chats that were answered for; stale ones are not wrong."""
-    stale, wrong = Finding(1, ("removed_at",), explained=True), Finding(2, ("id",), explained=False)
+    stale = Mismatch(1, ("removed_at",), explained=True)
+    wrong = Mismatch(2, ("id",), explained=False)
     result = Verification(sampled=310, matches=298, unknown=10, findings=(stale, wrong))
     assert result.wrong == 1
     assert result.bound == upper_bound(1, 300)

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.api.client import Line
+from etl.api.client import RequestContext
 from etl.api.decode import Chat, Page
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.config import Token
-from etl.errors import ApiUnavailable
+from etl.errors import ApiUnavailableError
 from etl.sandbox import Motion, World
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, walk
 from tests.support.memory_api import Change, MemoryLinq, change
 
 NUMBER = "+13343284472"
-LINE = Line(NUMBER, Token("t"), Traffic())
+LINE = RequestContext(NUMBER, Token("t"), ApiUsage())
 
 
 def some_world(chats: int, order: str, seed: int = 1) -> World:
@@ -161,7 +161,7 @@ def page_of(ids: Sequence[int], number: int, **meta: int | None) -> Page:
     extent = {"per_page": 2, "total_count": None, "last_page": None, **meta}
     chats = tuple(Chat(chat_id, None, None, None, None, None, None) for chat_id in ids)
     return Page(
-        number=number, chats=chats, rejected=(), texts_cleaned=0, observed_at=None, **extent
+        page_number=number, chats=chats, rejected=(), texts_cleaned=0, observed_at=None, **extent
     )
 
 
@@ -191,7 +191,7 @@ def test_a_list_without_totals_is_read_to_its_empty_page():
 
 def test_a_list_that_repeats_itself_fails():
     """The same page for every number is no list, and does not go on for ever."""
-    with pytest.raises(ApiUnavailable, match="repeats itself"):
+    with pytest.raises(ApiUnavailableError, match="repeats itself"):
         walk_pages(lambda number: page_of([1, 2], number))
 
 

@@ -13,14 +13,14 @@ from sqlalchemy import Engine, Table, event
 from sqlalchemy.exc import OperationalError
 
 from etl.api import decode as wire
-from etl.api.pace import Traffic
+from etl.api.pace import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
-from etl.db.store.batch import Listing
+from etl.db.store.batch import ObservedPage
 from etl.db.tables import chats, phone_numbers, sync_run_numbers
-from etl.errors import DatabaseError, LeaseLost
+from etl.errors import DatabaseError, LeaseLostError
 from etl.sync.writer import BATCH, Writer
 
 Item = dict[str, Any]
@@ -28,13 +28,13 @@ Rows = Callable[[Table], list[Item]]
 
 A, B, OURS_NOT = "+13343284472", "+13125550100", "+13125550199"
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
-DONE = NumberOutcome(A, "succeeded", Traffic(requests=9), completeness="consistent", passes=1)
+DONE = NumberOutcome(A, "succeeded", ApiUsage(requests=9), completeness="consistent", passes=1)
 
 
-def page(chat_id: int, under: str = A) -> Listing:
+def page(chat_id: int, under: str = A) -> ObservedPage:
     """A page with one chat."""
     body = json.dumps({"data": [{"id": chat_id}]}).encode()
-    return Listing(under, wire.page(body, 1, NOON), news=False)
+    return ObservedPage(under, wire.page(body, 1, NOON), emit_created=False)
 
 
 def start_run(engine: Engine, now: datetime = NOON) -> int:
@@ -47,7 +47,7 @@ def start_run(engine: Engine, now: datetime = NOON) -> int:
 
 @pytest.fixture
 def writer(engine: Engine) -> Writer:
-    traffic: dict[str, Traffic] = defaultdict(Traffic, {A: Traffic(requests=5)})
+    traffic: dict[str, ApiUsage] = defaultdict(ApiUsage, {A: ApiUsage(requests=5)})
     return Writer(engine, start_run(engine), lambda: NOON, traffic)
 
 
@@ -59,7 +59,7 @@ def commits(engine: Engine, writer: Writer) -> list[str]:
     return seen
 
 
-async def write(writer: Writer, *items: Listing | NumberOutcome) -> None:
+async def write(writer: Writer, *items: ObservedPage | NumberOutcome) -> None:
     """Hand the items over, then write until all of them are stored."""
     for item in items:
         await writer.put(item)
@@ -142,7 +142,7 @@ def test_a_closed_number_takes_no_more_pages(writer: Writer, rows: Rows) -> None
 
     async def go_on_after_the_end() -> None:
         await write(writer, DONE)
-        with pytest.raises(LeaseLost):
+        with pytest.raises(LeaseLostError):
             await write(writer, page(1))
 
     asyncio.run(go_on_after_the_end())
@@ -180,7 +180,7 @@ def test_a_failing_transaction_ends_it(engine: Engine, writer: Writer, rows: Row
 
 def test_another_runs_number_is_not_written(writer: Writer, rows: Rows) -> None:
     """One page that the run may not write, and its whole batch is refused."""
-    with pytest.raises(LeaseLost):
+    with pytest.raises(LeaseLostError):
         asyncio.run(write(writer, page(1), page(2, OURS_NOT)))
     assert stored(rows) == []
 
@@ -190,7 +190,7 @@ def test_a_stalled_writer_writes_no_more(engine: Engine, writer: Writer, rows: R
 
     async def go_on() -> None:
         for item in (page(1), DONE):
-            with pytest.raises(LeaseLost):
+            with pytest.raises(LeaseLostError):
                 await write(writer, item)
 
     start_run(engine, NOON + timedelta(seconds=60))

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from etl.db.bulk import forms, insert_rows
+from etl.db.bulk import encoders, insert_rows
 from etl.db.store.batch import (
     CHAT_FIELDS,
     HANDLE_FIELDS,
     Counts,
-    Reading,
+    Observation,
     chat_values,
     handle_values,
     handles_of,
@@ -24,18 +24,18 @@ _EVENT_COLUMNS = ("run_id", "observed_at", "chat_id", "kind")
 
 
 def add_chats(
-    connection: Connection, readings: Sequence[Reading], counts: Counts, run_id: int
+    connection: Connection, readings: Sequence[Observation], counts: Counts, run_id: int
 ) -> None:
     """Write the chats, their participants, their first message counts, and that they are news.
 
     A number's starting stock makes no events: only what appears once its list has been read to the
     end is news. Each chat has its first message count all the same, to count from.
     """
-    form = forms(connection)
+    form = encoders(connection)
     added = [(r.chat, handles_of(r.chat), form.time(r.observed_at), r) for r in readings]
     for _, handles, _, reading in added:
-        counts[reading.seen_under]["chats_inserted"] += 1
-        counts[reading.seen_under]["handles_inserted"] += len(handles)
+        counts[reading.counted_for]["chats_inserted"] += 1
+        counts[reading.counted_for]["handles_inserted"] += len(handles)
     insert_rows(
         connection,
         chats,
@@ -62,5 +62,5 @@ def add_chats(
         connection,
         chat_events,
         _EVENT_COLUMNS,
-        [(run_id, at, chat.id, "created") for chat, _, at, r in added if r.news],
+        [(run_id, at, chat.id, "created") for chat, _, at, r in added if r.emit_created],
     )

@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, structs
 from sqlalchemy import Connection, case, func, select
 
 from etl.api.decode import Chat, Handle, Page
-from etl.db.bulk import Forms, Row, given_ids, stored_of
+from etl.db.bulk import Encoders, Row, id_table, lookup_by_id
 from etl.db.tables import chat_handles, chats
 
 Counts = dict[str, Counter[str]]  # of the run log, per number
@@ -24,18 +24,18 @@ CHAT_FIELDS = ("display_name", "service", "is_group", "message_count", "extra")
 HANDLE_FIELDS = ("phone_number", "service", "joined_at", "extra")
 
 
-class Reading(Struct, frozen=True, gc=False):
+class Observation(Struct, frozen=True, gc=False):
     """What the API said of a chat, and when; `seen_under` is the number for which it is counted."""
 
     chat: Chat
     digest: int
-    seen_under: str
-    news: bool
+    counted_for: str
+    emit_created: bool
     observed_at: datetime
 
 
 @dataclass(frozen=True)
-class Listing:
+class ObservedPage:
     """A page of a number's list; `news` once that number's list has been read to the end before.
 
     Chats that appear later are news; those that are there at first are the starting stock. If not
@@ -44,44 +44,51 @@ class Listing:
 
     phone_number: str
     page: Page
-    news: bool
+    emit_created: bool
     listed: bool = True
 
     @cached_property
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[Observation]:
         """Its chats, each with its digest."""
-        under, news, observed_at = self.phone_number, self.news, self.page.observed_at
-        return [Reading(chat, chat.digest, under, news, observed_at) for chat in self.page.chats]
+        under, emit_created, observed_at = (
+            self.phone_number,
+            self.emit_created,
+            self.page.observed_at,
+        )
+        return [
+            Observation(chat, chat.digest, under, emit_created, observed_at)
+            for chat in self.page.chats
+        ]
 
 
-class Sorted(NamedTuple):
+class Delta(NamedTuple):
     """The readings of chats that are not stored yet, and of those that are, but not just so.
 
     `undigested` are the ids of those among the latter that are stored without a digest.
     """
 
-    new: list[Reading]
-    changed: list[Reading]
+    new: list[Observation]
+    changed: list[Observation]
     undigested: list[int]
 
 
-def latest_readings(listings: Iterable[Listing]) -> dict[int, Reading]:
+def latest_observations(listings: Iterable[ObservedPage]) -> dict[int, Observation]:
     """The batch by chat: what was read last, counted for the number that listed it first.
 
     In the order of ids, as what is written is best put into the tables' trees.
     """
-    found: dict[int, Reading] = {}
+    found: dict[int, Observation] = {}
     for listing in sorted(listings, key=_observed_at):
         for reading in listing.readings:
             before = found.get(reading.chat.id)
-            if before and before.seen_under != reading.seen_under:
-                found[reading.chat.id] = structs.replace(reading, seen_under=before.seen_under)
+            if before and before.counted_for != reading.counted_for:
+                found[reading.chat.id] = structs.replace(reading, counted_for=before.counted_for)
             else:
                 found[reading.chat.id] = reading
     return dict(sorted(found.items()))
 
 
-def memberships(listings: Iterable[Listing]) -> dict[str, dict[int, datetime]]:
+def memberships(listings: Iterable[ObservedPage]) -> dict[str, dict[int, datetime]]:
     """Which numbers list which chats, and when that was last read."""
     found: dict[str, dict[int, datetime]] = {}
     for listing in sorted(listings, key=_observed_at):
@@ -91,26 +98,28 @@ def memberships(listings: Iterable[Listing]) -> dict[str, dict[int, datetime]]:
     return found
 
 
-def sort_out(connection: Connection, readings: Mapping[int, Reading], now: datetime) -> Sorted:
+def split_new_and_changed(
+    connection: Connection, readings: Mapping[int, Observation], now: datetime
+) -> Delta:
     """Drop what is stored just as it was read, and what is older than what is stored."""
     digest = case((chats.c.removed_at.is_(None), chats.c.digest))
-    stored = stored_of(connection, readings, chats.c.id, digest)
+    stored = lookup_by_id(connection, readings, chats.c.id, digest)
     new = [reading for chat_id, reading in readings.items() if chat_id not in stored]
     changed = [readings[i] for i, digest in stored.items() if digest != readings[i].digest]
     if changed:
         newer = _newer_rows(connection, changed, now)
         changed = [reading for reading in changed if reading.chat.id not in newer]
     undigested = [r.chat.id for r in changed if stored[r.chat.id] is None]
-    return Sorted(new, changed, undigested)
+    return Delta(new, changed, undigested)
 
 
-def _newer_rows(connection: Connection, readings: Iterable[Reading], now: datetime) -> set[int]:
+def _newer_rows(connection: Connection, readings: Iterable[Observation], now: datetime) -> set[int]:
     """The chats of which a row, or a participant's, has changed since they were read.
 
     A row from the future is no newer than anything, so that it does not stay for ever.
     """
     observed_at = {reading.chat.id: reading.observed_at for reading in readings}
-    given = given_ids(connection, observed_at)
+    given = id_table(connection, observed_at)
     # By what is grouped and filtered like this, PostgreSQL cannot take the index of that column,
     # in which it would go through all participants for each chat.
     handles_changed_at = (
@@ -131,28 +140,28 @@ def _newer_rows(connection: Connection, readings: Iterable[Reading], now: dateti
     }
 
 
-def chat_values(chat: Chat, forms: Forms) -> Row:
+def chat_values(chat: Chat, encoders: Encoders) -> Row:
     """The chat's values in the order of CHAT_FIELDS, null where the API left one out."""
     values = (chat.display_name, chat.service, chat.is_group, chat.message_count, chat.extra)
     if chat.extra is None and UNSET not in values:
         return values
-    return _stored(values, forms)
+    return _stored(values, encoders)
 
 
-def handle_values(handle: Handle, forms: Forms) -> Row:
+def handle_values(handle: Handle, encoders: Encoders) -> Row:
     """The same for a participant and HANDLE_FIELDS."""
     joined_at = handle.joined_at
-    at = forms.time(joined_at) if isinstance(joined_at, datetime) else joined_at
+    at = encoders.time(joined_at) if isinstance(joined_at, datetime) else joined_at
     values = (handle.phone_number, handle.service, at, handle.extra)
     if handle.extra is None and UNSET not in values:
         return values
-    return _stored(values, forms)
+    return _stored(values, encoders)
 
 
-def _stored(values: Row, forms: Forms) -> Row:
+def _stored(values: Row, encoders: Encoders) -> Row:
     """The values, of which the last is `extra`, in the forms in which they are stored."""
     *others, extra = values
-    return (*map(told, others), None if extra is None else forms.json(extra))
+    return (*map(told, others), None if extra is None else encoders.json(extra))
 
 
 def told(value: Any) -> Any:
@@ -167,5 +176,5 @@ def handles_of(chat: Chat) -> Collection[Handle]:
     return handles if len(by_id) == len(handles) else by_id.values()
 
 
-def _observed_at(listing: Listing) -> datetime:
+def _observed_at(listing: ObservedPage) -> datetime:
     return listing.page.observed_at

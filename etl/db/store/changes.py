@@ -25,8 +25,8 @@ from sqlalchemy import (
     update,
 )
 
-from etl.db.bulk import given_ids
-from etl.db.store.batch import CHAT_FIELDS, HANDLE_FIELDS, Counts, Reading
+from etl.db.bulk import id_table
+from etl.db.store.batch import CHAT_FIELDS, HANDLE_FIELDS, Counts, Observation
 from etl.db.store.history import record_chat_events, record_counts, record_handle_events
 from etl.db.store.staging import chat_changes, handle_changes, stage, staged_chats, staged_handles
 from etl.db.tables import chat_handles, chats
@@ -34,7 +34,7 @@ from etl.db.tables import chat_handles, chats
 
 def apply_changes(
     connection: Connection,
-    readings: Sequence[Reading],
+    readings: Sequence[Observation],
     undigested: Sequence[int],
     counts: Counts,
     run_id: int,
@@ -57,7 +57,7 @@ def apply_changes(
         record_handle_events(connection, run_id)
         _note_digests(connection, select(handle_changes.c.chat_id))
     if undigested:
-        _note_digests(connection, select(given_ids(connection, undigested).c.id))
+        _note_digests(connection, select(id_table(connection, undigested).c.id))
 
 
 # Comparing
@@ -84,7 +84,7 @@ def _find_chat_changes(connection: Connection) -> int:
             *new.values(),
             *(chats.c[name] for name in CHAT_FIELDS),
             chats.c.removed_at.is_not(None),
-            staged_chats.c.seen_under,
+            staged_chats.c.counted_for,
             staged_chats.c.observed_at,
             staged_chats.c.digest,
         )
@@ -115,7 +115,7 @@ def _find_handle_changes(connection: Connection) -> int:
         staged_handles.c.id,
         *new.values(),
         case((is_new, "inserted"), (was_removed, "restored"), else_="updated"),
-        staged_chats.c.seen_under,
+        staged_chats.c.counted_for,
         staged_chats.c.observed_at,
     ).select_from(rows)
     found = _insert_select(connection, handle_changes, present.where(differs))
@@ -142,7 +142,7 @@ def _find_leavers(connection: Connection) -> int:
         chat_handles.c.id,
         *(chat_handles.c[name] for name in HANDLE_FIELDS),
         literal("removed"),
-        staged_chats.c.seen_under,
+        staged_chats.c.counted_for,
         staged_chats.c.observed_at,
     ).where(left, chat_handles.c.chat_id.in_(chat_ids))
     return _insert_select(connection, handle_changes, gone)
@@ -219,7 +219,9 @@ def _count(
 ) -> Counter[str]:
     """Count the changes by kind, per number in `counts` and all together in what is returned."""
     total: Counter[str] = Counter()
-    grouped = select(changes.c.seen_under, kind, func.count()).group_by(changes.c.seen_under, kind)
+    grouped = select(changes.c.counted_for, kind, func.count()).group_by(
+        changes.c.counted_for, kind
+    )
     for phone_number, name, number in connection.execute(grouped):
         counts[phone_number][name] += number
         total[name] += number

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, and_, bindparam, case, func, select, update
 
-from etl.db.bulk import forms, given_ids, insert_rows, stored_of
+from etl.db.bulk import encoders, id_table, insert_rows, lookup_by_id
 from etl.db.tables import chat_phone_numbers
 
 _links = chat_phone_numbers
@@ -19,11 +19,11 @@ def store_memberships(
 
     What is from the future is later than nothing, so that it does not stay for ever.
     """
-    time = forms(connection).time
+    time = encoders(connection).time
     rows = []
     for phone_number, seen in listed.items():
         mine, is_here = _links.c.phone_number == phone_number, case((_gone_since.is_(None), 1))
-        here = stored_of(connection, seen, _links.c.chat_id, is_here, mine)
+        here = lookup_by_id(connection, seen, _links.c.chat_id, is_here, mine)
         rows += [(phone_number, i, time(seen[i])) for i in sorted(seen.keys() - here.keys())]
         gone = {chat_id: seen[chat_id] for chat_id in here if not here[chat_id]}
         if gone:
@@ -34,7 +34,7 @@ def store_memberships(
 def _bring_back(
     connection: Connection, phone_number: str, seen: Mapping[int, datetime], now: datetime
 ) -> None:
-    given = given_ids(connection, seen)
+    given = id_table(connection, seen)
     mine = _links.c.phone_number == phone_number
     rows = given.outerjoin(_links, and_(mine, _links.c.chat_id == given.c.id))
     gone = connection.execute(select(given.c.id, _gone_since).select_from(rows))

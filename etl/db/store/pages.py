@@ -15,10 +15,10 @@ from etl.api.decode import json_text
 from etl.db.store.additions import add_chats
 from etl.db.store.batch import (
     Counts,
-    Listing,
-    latest_readings,
+    ObservedPage,
+    latest_observations,
     memberships,
-    sort_out,
+    split_new_and_changed,
 )
 from etl.db.store.changes import apply_changes
 from etl.db.store.memberships import store_memberships
@@ -26,12 +26,12 @@ from etl.db.tables import rejected_records
 
 
 def store(
-    connection: Connection, listings: Sequence[Listing], *, run_id: int, now: datetime
+    connection: Connection, listings: Sequence[ObservedPage], *, run_id: int, now: datetime
 ) -> Counts:
     """Write the pages; return the run log's counts per number."""
     _plan_by_index(connection)
     counts = {listing.phone_number: Counter[str]() for listing in listings}
-    new, changed, undigested = sort_out(connection, latest_readings(listings), now)
+    new, changed, undigested = split_new_and_changed(connection, latest_observations(listings), now)
     if new:
         add_chats(connection, new, counts, run_id)
     if changed:
@@ -55,7 +55,7 @@ def _plan_by_index(connection: Connection) -> None:
 
 def _store_rejected(
     connection: Connection,
-    listings: Sequence[Listing],
+    listings: Sequence[ObservedPage],
     run_id: int,
     counts: Counts,
 ) -> None:
@@ -64,7 +64,7 @@ def _store_rejected(
         (listing.phone_number, rejected.payload): {
             "run_id": run_id,
             "phone_number": listing.phone_number,
-            "page": listing.page.number,
+            "page": listing.page.page_number,
             "reason": rejected.reason,
             "payload": json.loads(rejected.payload),
         }
@@ -84,7 +84,7 @@ def _store_rejected(
         connection.execute(insert(rejected_records), list(found.values()))
 
 
-def _count_pages(listings: Sequence[Listing], counts: Counts) -> None:
+def _count_pages(listings: Sequence[ObservedPage], counts: Counts) -> None:
     for listing in listings:
         count, page = counts[listing.phone_number], listing.page
         count["pages"] += listing.listed

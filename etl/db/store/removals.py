@@ -9,11 +9,11 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, select, update
 from etl.db.store.history import record_removals
 from etl.db.tables import chat_phone_numbers, chats
 
-LOT = 5000  # ids in one statement
+CHUNK = 5000  # ids in one statement
 
 
 @dataclass(frozen=True, slots=True)
-class Absence:
+class Removals:
     """What became of the chats that a walk of the number's list did not see.
 
     `gone`: the API says that there is no such chat. `left`: it exists and is not in this list any
@@ -36,24 +36,26 @@ def known_chats(connection: Connection, phone_number: str) -> Iterator[tuple[boo
             links.c.removed_at.is_(None),
             links.c.missing_since.is_not(None) if missing else links.c.missing_since.is_(None),
         )
-        for lot in connection.execution_options(yield_per=LOT).execute(ids).scalars().partitions():
+        for lot in (
+            connection.execution_options(yield_per=CHUNK).execute(ids).scalars().partitions()
+        ):
             yield missing, list(lot)
 
 
-def store_absence(connection: Connection, absence: Absence, *, run_id: int) -> int:
+def store_removals(connection: Connection, absence: Removals, *, run_id: int) -> int:
     """Mark what is gone from the number's list; return how many chats are gone altogether.
 
     A chat that another number still lists is not: there the same question will be asked.
     """
     links, at = chat_phone_numbers, absence.observed_at
     removed = 0
-    for chat_ids in _lots(absence.missing):
+    for chat_ids in _chunks(absence.missing):
         unmarked = links.c.missing_since.is_(None)
         _mark(connection, absence, chat_ids, unmarked, {"missing_since": at})
-    for chat_ids in _lots((*absence.left, *absence.gone)):
+    for chat_ids in _chunks((*absence.left, *absence.gone)):
         present = links.c.removed_at.is_(None)
         _mark(connection, absence, chat_ids, present, {"removed_at": at, "missing_since": None})
-    for chat_ids in _lots(absence.gone):
+    for chat_ids in _chunks(absence.gone):
         listed = exists().where(links.c.chat_id == chats.c.id, links.c.removed_at.is_(None))
         gone = update(chats).where(chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed)
         ids = connection.execute(gone.values(removed_at=at, changed_at=at).returning(chats.c.id))
@@ -65,7 +67,7 @@ def store_absence(connection: Connection, absence: Absence, *, run_id: int) -> i
 
 def _mark(
     connection: Connection,
-    absence: Absence,
+    absence: Removals,
     chat_ids: Sequence[int],
     condition: ColumnElement[bool],
     values: dict[str, datetime | None],
@@ -75,5 +77,5 @@ def _mark(
     connection.execute(update(links).where(mine, condition).values(values))
 
 
-def _lots(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + LOT] for start in range(0, len(ids), LOT))
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))

@@ -18,11 +18,11 @@ from sqlalchemy import (
 from sqlalchemy.schema import CreateTable
 
 from etl.api.decode import Chat, Handle
-from etl.db.bulk import Forms, Row, forms, insert_rows
+from etl.db.bulk import Encoders, Row, encoders, insert_rows
 from etl.db.store.batch import (
     CHAT_FIELDS,
     HANDLE_FIELDS,
-    Reading,
+    Observation,
     chat_values,
     handle_values,
     handles_of,
@@ -48,7 +48,7 @@ staged_chats = _temporary(
     # One bit for each field that the API left out, in the order of CHAT_FIELDS.
     Column("absent", Integer, nullable=False),
     Column("has_handles", Boolean, nullable=False),
-    Column("seen_under", Text, nullable=False),
+    Column("counted_for", Text, nullable=False),
     Column("observed_at", UtcDateTime, nullable=False),
     Column("digest", BigInteger, nullable=False),
 )
@@ -70,7 +70,7 @@ chat_changes = _temporary(
     *(Column(name, staged_chats.c[name].type) for name in CHAT_FIELDS),
     *(Column(f"old_{name}", staged_chats.c[name].type) for name in CHAT_FIELDS),
     Column("was_removed", Boolean),
-    Column("seen_under", Text),
+    Column("counted_for", Text),
     Column("observed_at", UtcDateTime),
     Column("digest", BigInteger),
 )
@@ -81,16 +81,16 @@ handle_changes = _temporary(
     *(Column(name, staged_handles.c[name].type) for name in HANDLE_FIELDS),
     # inserted, updated, restored or removed
     Column("change", Text),
-    Column("seen_under", Text),
+    Column("counted_for", Text),
     Column("observed_at", UtcDateTime),
 )
 _ALL = (staged_chats, staged_handles, chat_changes, handle_changes)
 
 
-def stage(connection: Connection, readings: Sequence[Reading]) -> None:
+def stage(connection: Connection, readings: Sequence[Observation]) -> None:
     """Fill the staging tables with these readings, and empty those for what will be found."""
     _prepare(connection)
-    form = forms(connection)
+    form = encoders(connection)
     chats = [_chat_row(reading, form) for reading in readings]
     insert_rows(connection, staged_chats, staged_chats.columns.keys(), chats)
     handles = [
@@ -101,14 +101,14 @@ def stage(connection: Connection, readings: Sequence[Reading]) -> None:
     insert_rows(connection, staged_handles, staged_handles.columns.keys(), handles)
 
 
-def _chat_row(reading: Reading, form: Forms) -> Row:
+def _chat_row(reading: Observation, form: Encoders) -> Row:
     chat = reading.chat
     return (
         chat.id,
         *chat_values(chat, form),
         _absent(chat, CHAT_FIELDS),
         chat.handles is not None,
-        reading.seen_under,
+        reading.counted_for,
         form.time(reading.observed_at),
         reading.digest,
     )

@@ -16,7 +16,7 @@ from etl.api import decode as wire
 from etl.config import PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import writing
-from etl.db.store.batch import Listing
+from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import store
 from etl.db.tables import (
     chat_events,
@@ -75,12 +75,12 @@ def without(item: Item, *names: str) -> Item:
 
 
 def listing(
-    *items: Any, under: str = A, at: datetime = NOON, number: int = 1, news: bool = False
-) -> Listing:
+    *items: Any, under: str = A, at: datetime = NOON, number: int = 1, emit_created: bool = False
+) -> ObservedPage:
     """A page of the number's list with these records, read at that time."""
     meta = {"page": number, "total_pages": number, "total_count": len(items), "per_page": 100}
     body = json.dumps({"data": items, "meta": meta}).encode()
-    return Listing(under, wire.page(body, number, at), news)
+    return ObservedPage(under, wire.page(body, number, at), emit_created)
 
 
 def row_of(table: Table, **fields: Any) -> Item:
@@ -144,7 +144,7 @@ def run_id(engine: Engine) -> int:
 def save(engine: Engine, run_id: int) -> Save:
     """Stores listings in one transaction, in the evening if no time is given."""
 
-    def save(*listings: Listing, now: datetime = EVENING) -> dict[str, Counter[str]]:
+    def save(*listings: ObservedPage, now: datetime = EVENING) -> dict[str, Counter[str]]:
         with writing(engine) as connection:
             return store(connection, listings, run_id=run_id, now=now)
 
@@ -650,8 +650,8 @@ def test_what_cannot_be_stored_is_kept_beside(save: Save, rows: Rows) -> None:
 
 def test_news_is_an_event(save: Save, events: Callable[[], list[Item]]) -> None:
     """Once the list was read to the end, a new chat is an event; its first participants are not."""
-    save(listing(chat(1), news=False))
-    save(listing(chat(1), chat(2), at=minute(1), news=True))
+    save(listing(chat(1), emit_created=False))
+    save(listing(chat(1), chat(2), at=minute(1), emit_created=True))
     assert events() == [event_row("created", chat_id=2)]
 
 
@@ -737,14 +737,14 @@ def test_a_chat_deleted_by_hand_is_stored_again(engine: Engine, save: Save, rows
 # Cost
 
 
-def page_of(first: int, name: str = "Ada", at: datetime = NOON) -> Listing:
+def page_of(first: int, name: str = "Ada", at: datetime = NOON) -> ObservedPage:
     """A hundred chats, from that id on, with two participants each."""
     numbers = range(first, first + 100)
     both = [handle(11), handle(12)]
     return listing(*(chat(n, display_name=name, chat_handles=both) for n in numbers), at=at)
 
 
-def mixed_batch(first: int, at: datetime) -> list[Listing]:
+def mixed_batch(first: int, at: datetime) -> list[ObservedPage]:
     """Pages of unchanged, changed and new chats, and one whose participants all leave."""
     ids = range(first, first + 100)
     left = listing(*(chat(n, chat_handles=[]) for n in ids), at=at)
@@ -838,11 +838,11 @@ class Told:
 
     under: str
     at: datetime
-    news: bool
+    emit_created: bool
     items: list[Item]
 
-    def listing(self) -> Listing:
-        return listing(*self.items, under=self.under, at=self.at, news=self.news)
+    def listing(self) -> ObservedPage:
+        return listing(*self.items, under=self.under, at=self.at, emit_created=self.emit_created)
 
 
 @dataclass
@@ -877,7 +877,7 @@ class Model:
         new = self.chats[id] = _merged(old, item, CHAT_NAMES, told.at, {"id": id})
         if old is None or old["message_count"] != new["message_count"]:
             self.message_counts.append(count_row(id, told.at, new["message_count"]))
-        if old is None and told.news:
+        if old is None and told.emit_created:
             self._happened("created", told.at, id)
         if old and old["removed_at"]:
             self._happened("restored", told.at, id)
@@ -976,7 +976,10 @@ def test_any_sequence_of_batches_leaves_what_a_plain_model_has(
                 mark_removed(engine, minute(60 * hour))
                 model.remove_all(minute(60 * hour))
                 continue
-            told = [Told(u, minute(60 * hour + m), news, items) for u, m, news, items in batch]
+            told = [
+                Told(u, minute(60 * hour + m), emit_created, items)
+                for u, m, emit_created, items in batch
+            ]
             save(*(page.listing() for page in told))
             model.store(told)
         assert rows(chats) == [model.chats[key] for key in sorted(model.chats)]
