@@ -1,4 +1,4 @@
-# docker build -t linq-etl .   Configuration and token come from outside; see README.md.
+# docker build -t linq-etl .   Configuration and token come from outside; see docs/deploy.md.
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --create-home etl
 COPY . /src

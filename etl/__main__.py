@@ -1,5 +1,5 @@
-"""`python -m etl` is `linq-etl`."""
+"""Runs linq-etl as `python -m etl`."""
 
-from etl.cli.main import main
+from etl.cli import main
 
 main()

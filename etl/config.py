@@ -1,7 +1,7 @@
 """TOML file + environment -> one frozen `Config`, or one error that names every problem.
 
-A setting is declared once, as an annotated field: its type and bounds are what msgspec checks,
-its description is what the operator is told to write instead.
+A setting is declared once, as an annotated field: msgspec checks its type and bounds, and its
+description completes the error message "invalid value; expected ...".
 """
 
 import difflib
@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from etl.errors import ConfigError
-from etl.phone import to_e164
+from etl.phone import shortened, to_e164
 
 ENV_PREFIX = "LINQ_ETL_"
 CONFIG_ENV = "LINQ_ETL_CONFIG"
@@ -29,14 +29,14 @@ DEFAULT_PATH = Path("config.toml")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An integration token; its value shows in no repr, log or error."""
+    """An integration token; no repr, log or error shows its value."""
 
     value: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PhoneNumber:
-    """A configured number: E.164, its label, and its own token if it has one."""
+    """A configured number in E.164; `token` is set if token_env gives it a token of its own."""
 
     e164: str
     label: str | None = None
@@ -84,10 +84,10 @@ class Sync(Struct, frozen=True):
     phone_numbers: tuple[PhoneNumber, ...] = ()
     all_phone_numbers: Annotated[bool, Meta(description="true or false")] = False
     max_passes: Annotated[
-        int, Meta(ge=1, le=10, description="readings of a moving list: a whole number, 1 to 10")
+        int, Meta(ge=1, le=10, description="passes over a moving list, a whole number from 1 to 10")
     ] = 3
     max_confirmations: Annotated[
-        int, Meta(ge=0, description="missing chats asked for, per number and run: a whole number")
+        int, Meta(ge=0, description="requests for missing chats, per number and run, 0 or more")
     ] = 2000
     lease_seconds: Annotated[
         int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
@@ -102,7 +102,7 @@ class Log(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a command needs to know; `token` is for numbers without one of their own."""
+    """The whole configuration; `token` is for numbers without one of their own."""
 
     api: Api
     database: Database
@@ -121,9 +121,9 @@ def load_config(
     needs_token: bool = True,
     needs_numbers: bool = True,
 ) -> Config:
-    """Read the file (or none, if the environment says it all) and put the environment over it.
+    """Read the file, if any, and override it by the environment.
 
-    Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if there is one. Raises
+    Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if it exists. Raises
     ConfigError with every problem at once, a line each: key, what is wrong, what to write.
     """
     raw = _file_settings(path, environ)
@@ -157,14 +157,18 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
         return tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         if named:
-            raise ConfigError(f"{file}: no such file; copy config.example.toml there") from None
+            raise ConfigError(
+                f"Config file {file} not found. Start with: cp config.example.toml {file}"
+            ) from None
         return {}
     except tomllib.TOMLDecodeError as error:
-        # Only where it is: the parser's words may repeat a token that stands in the wrong place.
+        # Only the position: the parser's message may quote a misplaced token.
         where = re.search(r"line \d+, column \d+|end of document", str(error))
         raise ConfigError(f"{file}: not valid TOML{f', {where[0]}' if where else ''}") from None
     except (ValueError, RecursionError):
-        raise ConfigError(f"{file}: not valid TOML: text in UTF-8, with sane numbers") from None
+        raise ConfigError(
+            f"{file}: not valid TOML: not UTF-8, or numbers or nesting are out of bounds"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -179,16 +183,16 @@ def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, 
         if section in SECTIONS and key in SECTIONS[section].__struct_fields__:
             config[section][key] = _list(value) if key == "phone_numbers" else value
         else:
-            problems.append(f"{_shown(variable)}: no such setting{_suggestion(section, key)}")
+            problems.append(f"{_shown(variable)}: no such setting; {_suggestion(section, key)}")
     return config
 
 
 def _sections(
     raw: Mapping[str, Any], env: Mapping[str, Mapping[str, Any]], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """The checked values by section and key; what is wrong or unknown is left out and reported."""
+    """The valid values by section and key; invalid and unknown ones are added to `problems`."""
     for name in sorted(raw.keys() - SECTIONS.keys()):
-        problems.append(f"{_shown(name)}: no such section; there are {', '.join(SECTIONS)}")
+        problems.append(f"{_shown(name)}: no such section; the sections are {', '.join(SECTIONS)}")
     values: dict[str, dict[str, Any]] = {}
     for name, struct in SECTIONS.items():
         section = raw.get(name, {})
@@ -196,7 +200,7 @@ def _sections(
             problems.append(f"{name}: write it as a section, [{name}]")
             section = {}
         for key in sorted(section.keys() - set(struct.__struct_fields__)):
-            problems.append(f"{name}.{_shown(key)}: no such setting{_suggestion(name, key)}")
+            problems.append(f"{name}.{_shown(key)}: no such setting; {_suggestion(name, key)}")
         values[name] = dict(_checked(name, struct, {**section, **env[name]}, problems))
     return values
 
@@ -211,22 +215,22 @@ def _checked(
             yield key, given[key]
             continue
         try:
-            # Not strict, because the environment has only strings: "50" is as good as 50.
+            # Not strict, because the environment has only strings: "50" must pass for 50.
             yield key, msgspec.convert(given[key], hint, strict=False)
         except msgspec.ValidationError:
             meta = next(arg for arg in get_args(hint) if isinstance(arg, Meta))
-            # Not the value: somebody may have put the token there.
-            problems.append(f"{section}.{key}: that will not do; write {meta.description}")
+            # Not the value: it may be a misplaced token.
+            problems.append(f"{section}.{key}: invalid value; expected {meta.description}")
 
 
 def _suggestion(section: str, key: str) -> str:
     known = {f: f"{name}.{f}" for name, s in SECTIONS.items() for f in s.__struct_fields__}
     close = difflib.get_close_matches(key or section, known, n=1)
-    return f"; did you mean {known[close[0]]}?" if close else "; see config.example.toml"
+    return f"did you mean {known[close[0]]}?" if close else "see config.example.toml"
 
 
 def _shown(name: str) -> str:
-    """A name that was written, unless it could be a token that stands in the wrong place."""
+    """The name of a setting, unless it could be a misplaced token."""
     return name if re.fullmatch(r"[A-Za-z_]{1,60}", name) else "(a name that is not shown)"
 
 
@@ -240,7 +244,7 @@ _NUMBER_KEYS = {"number", "label", "token_env"}
 def _phone_numbers(
     entries: Any, environ: Mapping[str, str] | None, problems: list[str]
 ) -> Iterator[PhoneNumber]:
-    """The numbers, with their own tokens unless there is no `environ` to take them from."""
+    """The valid numbers; without `environ`, without tokens of their own."""
     if not isinstance(entries, list):
         problems.append('sync.phone_numbers: write a list, e.g. ["+13343284472"]')
         return
@@ -255,7 +259,7 @@ def _phone_numbers(
         first = seen.setdefault(phone_number.e164, position)
         if first != position:
             problems.append(
-                f"{key}: {phone_number.e164} is entry {first} already; delete one of them"
+                f"{key}: {phone_number.e164} is already entry {first}; delete one of them"
             )
         else:
             yield phone_number
@@ -273,14 +277,18 @@ def _phone_number(entry: Any, environ: Mapping[str, str] | None) -> PhoneNumber:
             'write "+13343284472" or { number = "+13343284472", label = "Support", '
             'token_env = "LINQ_TOKEN_SUPPORT" }'
         )
-    number, variable = to_e164(table["number"]), table.get("token_env")
-    token = None
-    if variable and environ is not None:
-        if not environ.get(variable):
-            fix = f"put the token for {number} there"
-            raise ValueError(f"token_env names no variable that is set; {fix}")
-        token = _token(environ[variable], "token_env")
-    return PhoneNumber(number, table.get("label"), token)
+    number, label = to_e164(table["number"]), table.get("label")
+    variable = table.get("token_env")
+    if not variable or environ is None:
+        return PhoneNumber(number, label)
+    named = f'"{label}"' if label else shortened(number)
+    owner = f"token_env of {named}"
+    if environ.get(variable):
+        return PhoneNumber(number, label, _token(environ[variable], owner))
+    # Not a name in another form than $LINQ_TOKEN_2: it may be a misplaced token.
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", variable):
+        raise ValueError(f"{owner} does not name a variable that is set")
+    raise ValueError(f"${variable} ({owner}) is not set")
 
 
 def _default_token(
@@ -291,7 +299,7 @@ def _default_token(
             return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
         return _token(Path(token_file).read_text("utf-8"), "api.token_file") if token_file else None
     except OSError as error:
-        # Not the path itself: somebody may have put the token there.
+        # Not the path: it may be a misplaced token.
         problem = f"api.token_file: that file cannot be read: {error.strerror}"
     except UnicodeDecodeError:
         problem = "api.token_file: that is not a text file"
@@ -300,7 +308,7 @@ def _default_token(
     if not needed:
         return None
     problems.append(problem)
-    return Token("unusable")  # So that its absence is not one more problem.
+    return Token("unusable")  # so that it is not reported as missing too
 
 
 def _token(text: str, source: str) -> Token:
@@ -311,11 +319,11 @@ def _token(text: str, source: str) -> Token:
 
 
 def _token_problems(config: Config, entries: Any) -> Iterable[str]:
-    # Of an entry that is wrong it is not known whether it has a token of its own.
+    # An invalid entry may have a token of its own, so it does not ask for the common one.
     numbers = config.sync.phone_numbers
     needed = config.sync.all_phone_numbers or not entries or not all(n.token for n in numbers)
     if needed and not (config.token or config.api.token_file):
-        yield f"there is no token; set ${TOKEN_ENV}, or api.token_file to a file that holds it"
+        yield f"there is no token: set ${TOKEN_ENV}, or api.token_file to a file that holds it"
 
 
 def _number_problems(config: Config) -> Iterable[str]:
@@ -337,8 +345,8 @@ def _url_problems(config: Config) -> Iterable[str]:
     }
     for key, hint in hints.items():
         if not fits[key]:
-            # A URL can hold a password, so it is not repeated here.
-            yield f"{key}: will not do; write {hint.__metadata__[0].description}"
+            # Not the URL: it may hold a password.
+            yield f"{key}: invalid value; expected {hint.__metadata__[0].description}"
 
 
 def _is_base_url(url: str) -> bool:

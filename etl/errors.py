@@ -1,29 +1,29 @@
-"""What can go wrong, typed by what the operator does next.
+"""What can go wrong, by what the operator does next.
 
-Each class carries its exit code and the `kind` that the run log stores; the README's table of
-exit codes is this file. Messages are written for the operator: what happened, then what to do.
-They never hold the token, a full phone number from the API, or anything that people wrote.
+Each class carries its exit code and the `kind` that the run log stores; the documented table of
+exit codes is generated from these docstrings. A message says what happened, then what to do. It
+never holds the token, a full phone number from the API, or text that people wrote.
 """
 
 from typing import ClassVar
 
 
 class EtlError(Exception):
-    """Something unexpected: look at the log, then report it."""
+    """Look at the log, then report the unexpected error."""
 
     exit_code: ClassVar[int] = 1
     kind: ClassVar[str] = "unexpected"
 
 
 class ConfigError(EtlError):
-    """Mend the configuration or the command line."""
+    """Fix the configuration or the command line."""
 
     exit_code = 2
     kind = "config"
 
 
 class RequestRefusedError(EtlError):
-    """The API understood the request and refused it: mend the number or the settings."""
+    """Fix the phone number or the settings: the API refused the request."""
 
     exit_code = 3
     kind = "refused"
@@ -35,31 +35,31 @@ class RequestRefusedError(EtlError):
 
 
 class TokenRefusedError(EtlError):
-    """Get a valid token; nothing else helps, so nothing is retried."""
+    """Get a valid token: the API refused this one, and retrying cannot help."""
 
     exit_code = 4
     kind = "token"
 
 
 class AccessDeniedError(TokenRefusedError):
-    """The token is valid and may not read that: use the one that the number belongs to."""
+    """Use the token that the number belongs to: this one is valid but has no access."""
 
 
 class ApiUnavailableError(EtlError):
-    """Wait and run again: the API stayed unreachable, broken or unreadable through all retries."""
+    """Run again later: the API stayed unreachable or gave broken answers through all retries."""
 
     exit_code = 5
     kind = "unavailable"
 
 
 class ApiThrottledError(ApiUnavailableError):
-    """Wait longer or ask for less: the API kept answering 429."""
+    """Wait longer or send fewer requests: the API kept answering 429."""
 
     kind = "throttled"
 
 
 class DatabaseError(EtlError):
-    """Mend the database: unreachable, full, read-only or not permitted."""
+    """Fix the database: it is unreachable, full, read-only or denies permission."""
 
     exit_code = 6
     kind = "database"
@@ -72,20 +72,20 @@ class SchemaError(DatabaseError):
 
 
 class BusyError(EtlError):
-    """Another run holds the numbers: wait for it."""
+    """Wait for the other run that holds the numbers."""
 
     exit_code = 7
     kind = "busy"
 
 
 class LeaseLostError(BusyError):
-    """Another run took this number over while this process was stalled; nothing more is written."""
+    """Let the other run finish: it took over a number while this process was stalled."""
 
     kind = "lease_lost"
 
 
 class RunInterruptedError(EtlError):
-    """SIGINT or SIGTERM: run it again when convenient."""
+    """Run it again: SIGINT or SIGTERM ended the run."""
 
     kind = "interrupted"
 

@@ -6,14 +6,14 @@ import phonenumbers
 
 
 def to_e164(text: str) -> str:
-    """Normalise a number as a person writes it, assuming the US where no country is given.
+    """Normalise a number that a person wrote; without country code it is a US number.
 
-    The US default is Linq's own rule. Only the length is checked: new area codes and the
-    reserved 555 numbers are for the API to judge. Raises ValueError with what to write instead.
+    The US default is Linq's rule. Only the length is checked, because the API accepts new area
+    codes and reserved 555 numbers. Raises ValueError with what to write instead.
     """
     hint = "write it with country code, e.g. +13343284472"
     try:
-        # The library would take letters for digits, and skip what stands before the number.
+        # The library would convert letters to digits and skip text before the number.
         if not re.fullmatch(r"\s*[+(\d][\d\s().-]*", text):
             raise ValueError(f"that is not a phone number; {hint}")
         number = phonenumbers.parse(text, "US")
@@ -26,7 +26,7 @@ def to_e164(text: str) -> str:
 
 
 def e164_or_none(text: str) -> str | None:
-    """The same for a number that the API sent, which may be none."""
+    """Normalise what the API sent; None if it is not a phone number, such as a mail address."""
     try:
         return to_e164(text)
     except ValueError:
@@ -34,10 +34,10 @@ def e164_or_none(text: str) -> str | None:
 
 
 def to_digits(phone_number: str) -> str:
-    """The form in which the API takes an E.164 number: without plus, which a query would eat."""
+    """E.164 without its plus, as the API expects it: in a query, a plus means a space."""
     return phone_number.removeprefix("+")
 
 
 def shortened(phone_number: str) -> str:
-    """Enough to recognise one's own number in a log, too little to call it: `…4472`."""
+    """The last four digits, `…4472`: enough to recognise one's own number in a log."""
     return "…" + phone_number[-4:]

@@ -1,20 +1,20 @@
-"""Runs the migrations on the connection it is handed, else on LINQ_ETL_DATABASE__URL."""
+"""Run the migrations on the given connection, else on the database of LINQ_ETL_DATABASE__URL."""
 
 import os
 
 from alembic import context
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 
+from etl.db.engine import open_engine, writing
 from etl.db.tables import VERSION_TABLE, metadata
 
 
 def run(connection: Connection) -> None:
-    """Run in the connection's transaction, touching no table that is not ours."""
+    """Run in the connection's transaction; tables of other projects are ignored."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
         version_table=VERSION_TABLE,
-        render_as_batch=True,
         include_name=lambda name, kind, _: kind != "table" or name in metadata.tables,
     )
     with context.begin_transaction():
@@ -23,7 +23,7 @@ def run(connection: Connection) -> None:
 
 given = context.config.attributes.get("connection")
 if given is None:
-    with create_engine(os.environ["LINQ_ETL_DATABASE__URL"]).begin() as opened:
+    with writing(open_engine(os.environ["LINQ_ETL_DATABASE__URL"])) as opened:
         run(opened)
 else:
     run(given)

@@ -1,4 +1,4 @@
-"""Every test's world: a folder of its own, no network, no settings; and databases to work on."""
+"""What every test gets: an empty folder, no network, no configuration; and databases to use."""
 
 import os
 import shutil
@@ -12,23 +12,22 @@ from hypothesis import settings
 from sqlalchemy import Engine, Table, select
 
 from etl.db import schema
-from etl.db.engine import open_database, reading
+from etl.db.engine import open_engine, reading
 from etl.db.tables import metadata
 from tests.support import postgres
-
-Rows = Callable[[Table], list[dict[str, Any]]]
+from tests.support.builders import Row, Rows
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
 
-# The same examples each time, and none kept: a test's outcome depends on the code alone.
+# The same examples each time and none saved, so that a test's outcome depends on the code alone.
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
-def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder to be in, another for a home, and none of the caller's settings."""
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with an empty home and none of the caller's variables."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -40,12 +39,12 @@ def _own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves this machine fails the test, whatever the code does about exceptions."""
+    """Fail a test that connects to another machine, even if the code catches the exception."""
     getaddrinfo = socket.getaddrinfo
 
     def refuse_remote(host: Any) -> None:
         if host not in _LOOPBACK:
-            pytest.fail(f"a test reached for the network: {host}")
+            pytest.fail(f"a test connected to another machine: {host}")
 
     def guarded(name: str) -> Callable[..., Any]:
         original = getattr(socket.socket, name)
@@ -68,20 +67,20 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a server for the tests' databases; without one they are skipped."""
+    """The URL of a server for test databases; without one the tests that need it are skipped."""
     try:
         with postgres.server(_POSTGRES_URL) as url:
             yield url
     except postgres.NoPostgresError as reason:
-        give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        give_up(f"no PostgreSQL: {reason}")
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop(f"no PostgreSQL: {reason}")
 
 
 @pytest.fixture(scope="session")
 def migrated(postgres_server: str) -> Iterator[str]:
-    """A database with the schema, for all tests that do not alter it: a new one takes longer."""
+    """A migrated database, shared by all tests that keep its schema: a new one takes longer."""
     with postgres.database(postgres_server) as url:
-        opened = open_database(url)
+        opened = open_engine(url)
         schema.upgrade(opened)
         opened.dispose()
         yield url
@@ -89,9 +88,9 @@ def migrated(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a SQLite file, to be copied."""
+    """A migrated SQLite file to copy."""
     path = tmp_path_factory.mktemp("migrated") / "linq.db"
-    opened = open_database(f"sqlite:///{path}")
+    opened = open_engine(f"sqlite:///{path}")
     schema.upgrade(opened)
     opened.dispose()
     return path
@@ -99,7 +98,7 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of each kind: a new and empty one, or where a test asks for it, the engine's."""
+    """One database of each kind: new and empty, or the migrated one if the test uses `engine`."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'linq.db'}"
     elif "engine" in request.fixturenames:
@@ -111,10 +110,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[Engine]:
-    """The database opened, with the schema that the migrations make and no rows."""
+    """The database, opened: migrated and without rows."""
     if database_url.startswith("sqlite"):
         shutil.copy(migrated_file, tmp_path / "linq.db")
-    opened = open_database(database_url)
+    opened = open_engine(database_url)
     if opened.dialect.name == "postgresql":
         with opened.begin() as connection:
             names = ", ".join(metadata.tables)
@@ -125,9 +124,9 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
 
 @pytest.fixture
 def rows(engine: Engine) -> Rows:
-    """Reads a whole table, in the order of its key; not the digests, which nobody reads."""
+    """Read a whole table in the order of its key, without digests."""
 
-    def read(table: Table) -> list[dict[str, Any]]:
+    def read(table: Table) -> list[Row]:
         columns = [column for column in table.columns if column.name != "digest"]
         with reading(engine) as connection:
             found = connection.execute(select(*columns).order_by(*table.primary_key))

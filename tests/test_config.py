@@ -1,4 +1,4 @@
-"""The configuration: what it is made of, and everything that is wrong with it at once."""
+"""The configuration: its sources, its defaults, and every problem reported at once."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +20,7 @@ from etl.config import (
 from etl.errors import ConfigError
 
 SECRET = "sk-live-4f9aSECRET"
+BARE = "a4f9SECRETc0de"  # a token that could be the name of a variable
 WITH_TOKEN = {"LINQ_INTEGRATION_TOKEN": "a-token"}
 A_NUMBER = '[sync]\nphone_numbers = ["+13343284472"]\n'
 
@@ -28,7 +29,7 @@ Loader = Callable[..., Config]
 
 @pytest.fixture
 def load_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
-    """Loads this text as the file, with this environment alone, in an empty folder."""
+    """Loads a text as the file, with only the given environment, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def load_text(text: str, environ: Mapping[str, str] = WITH_TOKEN, **needs: bool) -> Config:
@@ -46,7 +47,7 @@ def problems(load_toml: Loader, text: str, environ: Mapping[str, str] = WITH_TOK
 
 
 def test_every_setting_has_a_default_but_the_numbers_and_the_token(load_toml: Loader) -> None:
-    """A number and a token are a configuration."""
+    """A number and a token are a complete configuration."""
     assert load_toml(A_NUMBER) == Config(
         api=Api(
             base_url="https://api.linqapp.com",
@@ -71,7 +72,7 @@ def test_every_setting_has_a_default_but_the_numbers_and_the_token(load_toml: Lo
 
 
 def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
-    """What the file says is in the configuration."""
+    """Every value of the file ends up in the configuration."""
     (tmp_path / "token").write_text("from-the-file\n")
     text = """
         [api]
@@ -119,7 +120,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
 
 
 def test_the_environment_beats_the_file(load_toml: Loader) -> None:
-    """A variable counts in place of the file's value, even if that one is wrong."""
+    """A variable replaces the file's value, even an invalid one."""
     text = A_NUMBER + '[api]\nper_page = 700\nmax_attempts = 2\n[database]\nurl = "sqlite:///a.db"'
     environ = WITH_TOKEN | {
         "LINQ_ETL_API__PER_PAGE": "50",
@@ -148,21 +149,21 @@ def test_no_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("written", ["+13343284472,", ",+13343284472, ,", " +13343284472 , "])
 def test_a_trailing_comma_is_no_number(load_toml: Loader, written: str) -> None:
-    """Between the commas of the variable there may be nothing."""
+    """Empty entries between commas are ignored."""
     config = load_toml("", WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": written})
 
     assert config.sync.phone_numbers == (PhoneNumber("+13343284472"),)
 
 
 def test_commas_alone_are_no_numbers(load_toml: Loader) -> None:
-    """A variable of commas names no number."""
+    """A variable that holds only commas configures no number."""
     (problem,) = problems(load_toml, "", WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": " , "})
 
     assert problem.startswith("sync.phone_numbers: there is none; ")
 
 
 def test_a_variable_of_the_tests_is_not_a_setting(load_toml: Loader) -> None:
-    """What the tests themselves are told by the environment is no misspelled setting."""
+    """LINQ_ETL_TEST_… variables are not reported as misspelled settings."""
     assert load_toml(A_NUMBER, WITH_TOKEN | {"LINQ_ETL_TEST_URL": "x"}).api == Api()
 
 
@@ -186,18 +187,20 @@ def test_the_file_is_named_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_named_file_must_exist(load_toml: Loader, tmp_path: Path) -> None:
-    """A file that was asked for and is not there is an error that says what to do."""
+    """A file that was asked for and does not exist is an error with the command to run."""
     environ = WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": "+13343284472"}
 
     with pytest.raises(ConfigError) as raised:
         load_config(tmp_path / "other.toml", environ)
 
-    assert f"{tmp_path}/other.toml: no such file; copy config.example.toml" in str(raised.value)
+    path = f"{tmp_path}/other.toml"
+    start = f"Start with: cp config.example.toml {path}"
+    assert str(raised.value) == f"Config file {path} not found. {start}"
 
 
 @pytest.mark.parametrize("content", [b"[api\n", b"\xff\xfe\x00", b"per_page 5"])
 def test_a_file_that_is_not_toml(content: bytes, tmp_path: Path) -> None:
-    """A file that cannot be understood is named."""
+    """The error names a file that is not valid TOML."""
     (tmp_path / "linq.toml").write_bytes(content)
 
     with pytest.raises(ConfigError, match=r"linq\.toml: not valid TOML[:,] "):
@@ -205,7 +208,7 @@ def test_a_file_that_is_not_toml(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
-    """A file that an editor began with a BOM is read as any other."""
+    """A byte order mark at the start of the file is skipped."""
     (tmp_path / "linq.toml").write_bytes(b"\xef\xbb\xbf" + A_NUMBER.encode())
 
     config = load_config(tmp_path / "linq.toml", WITH_TOKEN)
@@ -214,7 +217,7 @@ def test_a_file_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """A folder in place of the file is named, with the system's reason."""
+    """The error names a folder in place of the file, with the system's reason."""
     with pytest.raises(ConfigError) as raised:
         load_config(tmp_path, WITH_TOKEN)
 
@@ -240,6 +243,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
             "3343284472",
             { label = "?" },
             { number = "+13125550100", token_env = "NONE" },
+            { number = "+13125550101", label = "Typo", token_env = "TOK2" },
         ]
         max_passes = 1.5
         lease_seconds = 5
@@ -253,36 +257,37 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
     )
 
     assert sorted(problems(load_toml, text, {"LINQ_ETL_SYNC__ALL_PHONE_NUMBERS": "some"})) == [
-        'api.base_url: will not do; write an https URL, e.g. "https://api.linqapp.com" '
+        'api.base_url: invalid value; expected an https URL, e.g. "https://api.linqapp.com" '
         "(http on loopback only)",
-        "api.max_attempts: that will not do; write tries per request, a whole number from 1 to 20",
-        "api.max_concurrency: that will not do; write requests at a time, "
+        "api.max_attempts: invalid value; expected tries per request, a whole number from 1 to 20",
+        "api.max_concurrency: invalid value; expected requests at a time, "
         "a whole number from 1 to 64",
-        "api.per_page: that will not do; write a whole number from 1 to 100",
+        "api.per_page: invalid value; expected a whole number from 1 to 100",
         "api.per_pages: no such setting; did you mean api.per_page?",
-        "api.timeout_seconds: that will not do; write seconds for one whole request, 0.1 to 600",
-        "database.auto_upgrade: that will not do; write true or false",
-        'database.url: will not do; write "sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"',
-        "log.json: that will not do; write true or false",
-        "numbers: no such section; there are api, database, sync, log",
-        "sync.all_phone_numbers: that will not do; write true or false",
-        "sync.lease_seconds: that will not do; write a whole number of seconds from 10 to 3600",
-        "sync.max_passes: that will not do; write readings of a moving list: "
-        "a whole number, 1 to 10",
+        "api.timeout_seconds: invalid value; expected seconds for one whole request, 0.1 to 600",
+        "database.auto_upgrade: invalid value; expected true or false",
+        'database.url: invalid value; expected "sqlite:///FILE.db" or '
+        '"postgresql://USER@HOST/DATABASE"',
+        "log.json: invalid value; expected true or false",
+        "numbers: no such section; the sections are api, database, sync, log",
+        "sync.all_phone_numbers: invalid value; expected true or false",
+        "sync.lease_seconds: invalid value; expected a whole number of seconds from 10 to 3600",
+        "sync.max_passes: invalid value; expected passes over a moving list, "
+        "a whole number from 1 to 10",
         "sync.phone_numbers, entry 1: that is not a phone number; "
         "write it with country code, e.g. +13343284472",
         f"sync.phone_numbers, entry 3: {a_number}",
-        "sync.phone_numbers, entry 4: token_env names no variable that is set; "
-        "put the token for +13125550100 there",
-        "there is no token; set $LINQ_INTEGRATION_TOKEN, or api.token_file to a file that holds it",
+        "sync.phone_numbers, entry 4: $NONE (token_env of …0100) is not set",
+        'sync.phone_numbers, entry 5: $TOK2 (token_env of "Typo") is not set',
+        "there is no token: set $LINQ_INTEGRATION_TOKEN, or api.token_file to a file that holds it",
     ]
 
 
 @pytest.mark.parametrize(
     ("written", "rate"), [("5", 5), ("0.5", 0.5), ("0.001", 0.001), ("100000", 100_000)]
 )
-def test_a_rate_that_will_do(load_toml: Loader, written: str, rate: float) -> None:
-    """Requests per second are any number within reason, in the file or in the environment."""
+def test_a_valid_rate(load_toml: Loader, written: str, rate: float) -> None:
+    """Requests per second may be a fraction, in the file or in the environment."""
     in_file = load_toml(f"{A_NUMBER}[api]\nmax_requests_per_second = {written}")
     variable = {"LINQ_ETL_API__MAX_REQUESTS_PER_SECOND": written}
     in_environment = load_toml(A_NUMBER, WITH_TOKEN | variable)
@@ -292,11 +297,11 @@ def test_a_rate_that_will_do(load_toml: Loader, written: str, rate: float) -> No
 
 
 @pytest.mark.parametrize("written", ["0", "-1", "1e-300", "100001", "nan", "inf", "-inf", "true"])
-def test_a_rate_that_will_not_do(load_toml: Loader, written: str) -> None:
-    """A rate at which nothing would ever start, or that is no number, is refused."""
+def test_an_invalid_rate(load_toml: Loader, written: str) -> None:
+    """A rate so low that no request would start, and what is not a number, are refused."""
     expected = [
-        "api.max_requests_per_second: that will not do; "
-        "write a number from 0.001 to 100000, or leave it out for no limit"
+        "api.max_requests_per_second: invalid value; "
+        "expected a number from 0.001 to 100000, or leave it out for no limit"
     ]
     in_file = f"{A_NUMBER}[api]\nmax_requests_per_second = {written}"
     variable = {"LINQ_ETL_API__MAX_REQUESTS_PER_SECOND": written}
@@ -317,7 +322,7 @@ def test_a_rate_that_will_not_do(load_toml: Loader, written: str) -> None:
 def test_an_unknown_setting_is_answered_by_a_known_one(
     load_toml: Loader, setting: str, suggestion: str
 ) -> None:
-    """A misspelled key is an error that names the nearest one."""
+    """The error for a misspelled key suggests the nearest known one."""
     assert suggestion in problems(load_toml, setting)
 
 
@@ -335,7 +340,7 @@ def test_an_unknown_setting_is_answered_by_a_known_one(
     ],
 )
 def test_an_unknown_variable_is_an_error(load_toml: Loader, variable: str, suggestion: str) -> None:
-    """A misspelled variable, as with one underscore, is an error too: it is not in vain."""
+    """A misspelled variable, such as one with a single underscore, is not silently ignored."""
     expected = f"{variable}: no such setting; {suggestion}"
 
     assert problems(load_toml, A_NUMBER, WITH_TOKEN | {variable: "1"}) == [expected]
@@ -348,7 +353,7 @@ def test_a_section_must_be_one(load_toml: Loader, text: str) -> None:
 
 
 def test_a_number_has_a_label_and_a_token_of_its_own(load_toml: Loader) -> None:
-    """`label` and the variable named by `token_env` belong to the number."""
+    """`label` and the token in the variable `token_env` belong to the number."""
     text = """
         [sync]
         phone_numbers = [
@@ -373,7 +378,7 @@ def test_the_same_number_twice_is_an_error(load_toml: Loader, second: str) -> No
     entry = second if second.startswith("{") else f'"{second}"'
 
     assert problems(load_toml, f'[sync]\nphone_numbers = ["+13343284472", {entry}]') == [
-        "sync.phone_numbers, entry 2: +13343284472 is entry 1 already; delete one of them"
+        "sync.phone_numbers, entry 2: +13343284472 is already entry 1; delete one of them"
     ]
 
 
@@ -390,7 +395,7 @@ def test_the_same_number_twice_is_an_error(load_toml: Loader, second: str) -> No
     ],
 )
 def test_an_entry_of_another_shape_is_an_error(load_toml: Loader, entry: str) -> None:
-    """What is neither a number nor a table of known keys is answered by an example of both."""
+    """The error for an entry that is neither text nor a valid table shows an example of both."""
     found = problems(load_toml, f'[sync]\nphone_numbers = ["+13125550100", {entry}]')
 
     assert len(found) == 1
@@ -398,14 +403,14 @@ def test_an_entry_of_another_shape_is_an_error(load_toml: Loader, entry: str) ->
 
 
 def test_the_numbers_are_a_list(load_toml: Loader) -> None:
-    """One number is a list of one."""
+    """A single number must be written as a list too."""
     text = '[sync]\nphone_numbers = "+13343284472"'
 
     assert 'sync.phone_numbers: write a list, e.g. ["+13343284472"]' in problems(load_toml, text)
 
 
 def test_there_must_be_numbers(load_toml: Loader) -> None:
-    """No number at all is an error that says what to write."""
+    """The error for a configuration without numbers says what to write."""
     assert problems(load_toml, "") == [
         'sync.phone_numbers: there is none; write e.g. ["+13343284472"], or '
         "all_phone_numbers = true (`linq-etl phone-numbers` lists them)"
@@ -413,26 +418,26 @@ def test_there_must_be_numbers(load_toml: Loader) -> None:
 
 
 def test_all_numbers_are_numbers(load_toml: Loader) -> None:
-    """With `all_phone_numbers` no number need be named."""
+    """With `all_phone_numbers`, phone_numbers may stay empty."""
     assert load_toml("[sync]\nall_phone_numbers = true").sync == Sync(all_phone_numbers=True)
 
 
 def test_a_command_says_what_it_needs(load_toml: Loader) -> None:
-    """Neither token nor numbers are asked for by a command that needs neither."""
+    """A command that needs neither token nor numbers gets a configuration without them."""
     config = load_toml("", {}, needs_token=False, needs_numbers=False)
 
     assert (config.token, config.sync.phone_numbers) == (None, ())
 
 
 def test_the_variable_beats_the_token_file(load_toml: Loader) -> None:
-    """With both, the token is the variable's, and the file need not be there."""
+    """If the token variable is set, the token file is not read."""
     config = load_toml(A_NUMBER + '[api]\ntoken_file = "nowhere"', WITH_TOKEN)
 
     assert config.token == Token("a-token")
 
 
 def test_numbers_with_their_own_tokens_need_no_other(load_toml: Loader) -> None:
-    """The common token may be missing if every number has its own."""
+    """The common token may be missing if every number has its own token."""
     text = '[sync]\nphone_numbers = [{ number = "+13343284472", token_env = "OWN" }]'
 
     config = load_toml(text, {"OWN": "own-token"})
@@ -452,12 +457,12 @@ def test_numbers_with_their_own_tokens_need_no_other(load_toml: Loader) -> None:
 def test_the_other_numbers_need_the_common_token(load_toml: Loader, sync: str) -> None:
     """A number without a token of its own needs the common one."""
     assert problems(load_toml, sync, {"OWN": "own-token"}) == [
-        "there is no token; set $LINQ_INTEGRATION_TOKEN, or api.token_file to a file that holds it"
+        "there is no token: set $LINQ_INTEGRATION_TOKEN, or api.token_file to a file that holds it"
     ]
 
 
 def test_a_token_file_must_be_readable(load_toml: Loader) -> None:
-    """A token file that is missing is an error; its name is not repeated, it may be the token."""
+    """The error for a missing token file does not show its name, which may be the token."""
     assert problems(load_toml, A_NUMBER + f'[api]\ntoken_file = "{SECRET}"', {}) == [
         "api.token_file: that file cannot be read: No such file or directory"
     ]
@@ -467,7 +472,7 @@ def test_a_token_file_must_be_readable(load_toml: Loader) -> None:
 def test_a_token_file_holds_the_bare_token(
     load_toml: Loader, tmp_path: Path, content: bytes
 ) -> None:
-    """What cannot be a header's value is no token."""
+    """A token must be valid in an HTTP header: one line of visible ASCII characters."""
     (tmp_path / "token").write_bytes(content)
 
     assert problems(load_toml, A_NUMBER + '[api]\ntoken_file = "token"', {}) == [
@@ -477,14 +482,14 @@ def test_a_token_file_holds_the_bare_token(
 
 @pytest.mark.parametrize("written", ["two words", "Bearer x", "t\u00f6ken"])
 def test_an_unusable_token_is_one_problem(load_toml: Loader, written: str) -> None:
-    """A token that is there and will not do is not reported as missing as well."""
+    """An invalid token is not reported as missing too."""
     assert problems(load_toml, A_NUMBER, {"LINQ_INTEGRATION_TOKEN": written}) == [
         "$LINQ_INTEGRATION_TOKEN: holds no usable token; put the bare token there, one line"
     ]
 
 
-def test_a_number_that_will_not_do_is_one_problem(load_toml: Loader) -> None:
-    """A number that is there and will not do is not reported as missing as well."""
+def test_an_invalid_number_is_one_problem(load_toml: Loader) -> None:
+    """An invalid number is not reported as missing too."""
     assert problems(load_toml, '[sync]\nphone_numbers = ["328-4472"]') == [
         "sync.phone_numbers, entry 1: that is not a complete phone number; "
         "write it with country code, e.g. +13343284472"
@@ -492,7 +497,7 @@ def test_a_number_that_will_not_do_is_one_problem(load_toml: Loader) -> None:
 
 
 def test_a_token_file_is_text(load_toml: Loader, tmp_path: Path) -> None:
-    """A file of bytes is no token."""
+    """A binary token file is an error."""
     (tmp_path / "token").write_bytes(b"\xff\x00")
 
     assert problems(load_toml, A_NUMBER + '[api]\ntoken_file = "token"', {}) == [
@@ -501,7 +506,7 @@ def test_a_token_file_is_text(load_toml: Loader, tmp_path: Path) -> None:
 
 
 def test_a_token_shows_nowhere(load_toml: Loader) -> None:
-    """No form of the configuration holds a token's text."""
+    """No text form of the configuration shows a token."""
     text = '[sync]\nphone_numbers = ["3125550100", { number = "3343284472", token_env = "OWN" }]'
 
     config = load_toml(text, {"LINQ_INTEGRATION_TOKEN": SECRET, "OWN": SECRET})
@@ -537,6 +542,7 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
         (f'[sync]\nphone_numbers = "{SECRET}"', {}),
         (f'[sync]\nphone_numbers = [{{ number = "3343284472", token_env = "{SECRET}" }}]', {}),
         (f'[sync]\nphone_numbers = [{{ number = "3343284472", token = "{SECRET}" }}]', {}),
+        (f'[sync]\nphone_numbers = [{{ number = "3343284472", token_env = "{BARE}" }}]', {}),
         (f'[sync]\nphone_numbers = [{{ label = "{SECRET}" }}]', {}),
         (
             '[sync]\nphone_numbers = [{ number = "3343284472", token_env = "OWN" }]',
@@ -556,11 +562,12 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
 def test_a_secret_in_the_wrong_place_is_not_repeated(
     load_toml: Loader, text: str, environ: Mapping[str, str]
 ) -> None:
-    """Wherever a token was pasted by mistake, the error does not show it."""
+    """The error does not show a token that was pasted into the wrong place."""
     with pytest.raises(ConfigError) as raised:
         load_toml(text, environ)
 
     assert SECRET not in str(raised.value)
+    assert BARE not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -576,8 +583,8 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(
         "http://[::1]:8080",
     ],
 )
-def test_a_base_url_that_will_do(load_toml: Loader, url: str) -> None:
-    """https goes anywhere, http to this machine only."""
+def test_a_valid_base_url(load_toml: Loader, url: str) -> None:
+    """https is allowed to any host, http only on loopback."""
     assert load_toml(f'{A_NUMBER}[api]\nbase_url = "{url}"').api.base_url == url
 
 
@@ -617,10 +624,10 @@ def test_a_base_url_that_will_do(load_toml: Loader, url: str) -> None:
         "https://@api.linqapp.com",
     ],
 )
-def test_a_base_url_that_will_not_do(load_toml: Loader, url: str) -> None:
-    """The token would travel unprotected, or the URL is none: refused."""
+def test_an_invalid_base_url(load_toml: Loader, url: str) -> None:
+    """Refused: not a base URL, or one that would send the token unencrypted."""
     assert problems(load_toml, f'{A_NUMBER}[api]\nbase_url = "{url}"') == [
-        'api.base_url: will not do; write an https URL, e.g. "https://api.linqapp.com" '
+        'api.base_url: invalid value; expected an https URL, e.g. "https://api.linqapp.com" '
         "(http on loopback only)"
     ]
 
@@ -636,8 +643,8 @@ def test_a_base_url_that_will_not_do(load_toml: Loader, url: str) -> None:
         "postgresql:///linq",
     ],
 )
-def test_a_database_url_that_will_do(load_toml: Loader, url: str) -> None:
-    """A file for SQLite, or PostgreSQL."""
+def test_a_valid_database_url(load_toml: Loader, url: str) -> None:
+    """A SQLite file, or PostgreSQL."""
     assert load_toml(f'{A_NUMBER}[database]\nurl = "{url}"').database.url == url
 
 
@@ -658,10 +665,11 @@ def test_a_database_url_that_will_do(load_toml: Loader, url: str) -> None:
         "postgresql://etl@db:99999/linq",
     ],
 )
-def test_a_database_url_that_will_not_do(load_toml: Loader, url: str) -> None:
-    """Memory does not outlive the run, and other databases are not supported."""
+def test_an_invalid_database_url(load_toml: Loader, url: str) -> None:
+    """Refused: an in-memory database, which is lost after the run, and unsupported databases."""
     assert problems(load_toml, f'{A_NUMBER}[database]\nurl = "{url}"') == [
-        'database.url: will not do; write "sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"'
+        'database.url: invalid value; expected "sqlite:///FILE.db" or '
+        '"postgresql://USER@HOST/DATABASE"'
     ]
 
 
@@ -680,5 +688,5 @@ def test_a_database_url_that_will_not_do(load_toml: Loader, url: str) -> None:
     ],
 )
 def test_loopback_is_this_machine(host: str, *, loopback: bool) -> None:
-    """Only `localhost` and the loopback addresses are this machine."""
+    """`localhost` and the loopback addresses never leave this machine."""
     assert is_loopback(host) is loopback

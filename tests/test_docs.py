@@ -1,60 +1,365 @@
-"""The README says what is true."""
+"""README.md and docs/ say what is so: what they show is run as printed."""
 
+import os
 import re
+import shlex
+import shutil
+import sqlite3
 import subprocess
-import sys
 import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+from uuid import uuid4
 
-from docs import generate as readme
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+
+from docs import generate
+from docs.generate import ROOT
 from etl import config
+from etl.cli.demo import QUERIES
+from etl.cli.main import run
 from etl.config import SECTIONS
+from etl.sandbox import Sandbox, World, build_world
+from tests.support import postgres
+from tests.support.command import COMMAND, COVERAGE, A, B, execute
 
-ROOT = readme.README.parent
-TEXT = readme.README.read_text("utf-8")
-
-
-def test_generated_parts_are_up_to_date():
-    """Commands, exit codes, settings and tables are those of the code (python tests/readme.py)."""
-    assert readme.rendered(TEXT) == TEXT
+TOKEN = "your-token"  # as the pages write it
+PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in generate.documents()}
 
 
-def test_example_configuration_is_complete():
-    """Every setting stands in config.example.toml, as it is or commented out."""
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `mark` is the comment on the line above it, if any."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def _blocks() -> Iterator[Block]:
+    fence = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    for page, text in PAGES.items():
+        for found in fence.finditer(text):
+            line = text.count("\n", 0, found.start(2)) + 1
+            yield Block(page, line, found[2], found[3], found[1] or "")
+
+
+BLOCKS = list(_blocks())
+
+
+def blocks(language: str) -> list[Any]:
+    """The blocks in a language as parameters, without those that a comment exempts."""
+    return [
+        pytest.param(block, id=str(block))
+        for block in BLOCKS
+        if block.language == language and not block.mark.startswith("not run: ")
+    ]
+
+
+# What is generated
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_generated_parts_are_up_to_date(page: str) -> None:
+    """They follow from the code: run `python docs/generate.py`."""
+    assert generate.rendered(PAGES[page]) == PAGES[page]
+
+
+def test_the_picture_is_up_to_date() -> None:
+    """It shows what the demo prints, and is small."""
+    assert generate.PICTURE.read_text("utf-8") == generate.picture()
+    assert generate.PICTURE.stat().st_size < 60_000
+
+
+def test_the_demo_prints_whole_queries() -> None:
+    """Each can be copied from the terminal as it stands."""
+    printed = generate.plain(generate.demo())
+    for query in QUERIES.values():
+        lines = [line.removeprefix(" " * 8) for line in query.strip().splitlines()]
+        assert "\n" + "\n".join(lines) + "\n" in printed
+
+
+def test_the_map_is_the_tree() -> None:
+    """CONTRIBUTING.md has a line for each file of the program."""
+    (shown,) = (block.text for block in BLOCKS if block.text.startswith("etl/\n"))
+    folders: list[str] = []
+    listed = set()
+    for line in shown.splitlines():
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        folders[depth:] = [name] if name.endswith("/") else []
+        listed.add("".join(folders) + ("" if name.endswith("/") else name))
+    assert [name for name in listed if not (ROOT / name).exists()] == []
+    summed_up = ("etl/sandbox/", "etl/db/backends/")
+    files = {str(path.relative_to(ROOT)) for path in ROOT.glob("etl/**/[!_]*.py")}
+    assert {file for file in files if not file.startswith(summed_up)} <= listed
+
+
+# Configuration
+
+
+def test_example_configuration_is_complete() -> None:
+    """Every setting is in config.example.toml, set or commented out."""
     example = (ROOT / "config.example.toml").read_text("utf-8")
     named = set(re.findall(r"^(?:# )?(\w+) = ", example, re.MULTILINE))
     assert named == {key for struct in SECTIONS.values() for key in struct.__struct_fields__}
 
 
-def test_example_configuration_loads_as_the_defaults():
-    """Copied as it is, it works, and it changes nothing but the numbers."""
+def test_example_configuration_loads_as_the_defaults() -> None:
+    """An unchanged copy works, and sets nothing but the phone numbers."""
     loaded = config.load_config(ROOT / "config.example.toml", {config.TOKEN_ENV: "t"})
     assert (loaded.api, loaded.database) == (config.Api(), config.Database())
-    assert [(n.e164, n.label) for n in loaded.sync.phone_numbers] == [
-        ("+13343284472", None),
-        ("+13125550100", "Support"),
-    ]
+    assert [(n.e164, n.label) for n in loaded.sync.phone_numbers] == [(A, None), (B, "Support")]
 
 
-def test_commented_out_settings_are_valid():
-    """What somebody gets by uncommenting a line is TOML."""
+def test_commented_out_settings_are_valid() -> None:
+    """Uncommenting a line of config.example.toml gives valid TOML."""
     for line in (ROOT / "config.example.toml").read_text("utf-8").splitlines():
         if re.match(r"# \w+ = ", line):
             tomllib.loads(line.removeprefix("# "))
 
 
-def test_demo_output_is_the_real_one(tmp_path):
-    """The README shows what the demo prints, but for the port and the trailing blanks."""
-    shown = re.search(r"```text\n(.*?)```", TEXT, re.DOTALL)[1]
-    printed = subprocess.run(
-        [sys.executable, "-m", "etl", "demo"],
-        cwd=tmp_path,
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_configurations_load(block: Block, tmp_path: Path) -> None:
+    """Every configuration that is shown is valid."""
+    (tmp_path / "shown.toml").write_text(block.text)
+    tokens = dict.fromkeys(re.findall(r'token_env = "(\w+)"', block.text), "t")
+    config.load_config(tmp_path / "shown.toml", {config.TOKEN_ENV: "t", **tokens})
+
+
+# Links
+
+
+def _anchors(page: str) -> set[str]:
+    """The anchors that GitHub gives a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    """Relative links name files and headings that exist."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in _anchors(str(linked.resolve().relative_to(ROOT))), target
+
+
+# Commands
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A sandbox and a database in which it was synced twice."""
+
+    sandbox: Sandbox
+    url: str
+
+    def environment(self) -> dict[str, str]:
+        """Settings to sync it once more."""
+        return {
+            "LINQ_ETL_API__BASE_URL": self.sandbox.url,
+            "LINQ_ETL_DATABASE__URL": self.url,
+            "LINQ_ETL_SYNC__PHONE_NUMBERS": f"{A},{B}",
+            "LINQ_INTEGRATION_TOKEN": TOKEN,
+        }
+
+
+@pytest.fixture(scope="module")
+def in_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
+    with _synced_twice(f"sqlite:///{tmp_path_factory.mktemp('docs')}/linq.db") as stored:
+        # The examples show run 42.
+        execute(stored.url, "UPDATE sync_runs SET id = 42 WHERE id = 2")
+        execute(stored.url, "UPDATE sync_run_numbers SET run_id = 42 WHERE run_id = 2")
+        yield stored
+
+
+@pytest.fixture(scope="module")
+def in_postgresql(postgres_server: str) -> Iterator[Stored]:
+    with postgres.database(postgres_server) as url, _synced_twice(url) as stored:
+        yield stored
+
+
+@contextmanager
+def _synced_twice(url: str) -> Iterator[Stored]:
+    """Sync, let something of each kind happen, and sync again."""
+    with Sandbox(build_world(chats_per_number=120), token=TOKEN) as sandbox:
+        stored = Stored(sandbox, url)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in stored.environment().items():
+                patch.setenv(name, value)
+            assert run(["sync"]) == 0
+            with sandbox.lock:
+                _let_time_pass(sandbox.world)
+            assert run(["sync"]) == 0
+        yield stored
+
+
+def _let_time_pass(world: World) -> None:
+    first, second, third = world.listing(A)[:3]
+    world.jump(first)
+    world.rename(second, "Opening night")
+    world.join(third)
+    world.create(A)
+
+
+@pytest.fixture
+def folder(in_sqlite: Stored, tmp_path: Path) -> Path:
+    """A clone of the repository, as far as commands need one, with a synced database."""
+    shutil.copy(in_sqlite.url.removeprefix("sqlite:///"), tmp_path / "linq.db")
+    shutil.copy(ROOT / "config.example.toml", tmp_path)
+    return tmp_path
+
+
+_IN_A_SENTENCE = r"`linq-etl ([^`]+)`"
+_IN_A_BLOCK = (
+    r"^ *(?:\S*/)?linq-etl (.+?)(?:  .*| [|>].*)?$",  # the help's examples, and shells
+    r"^ExecStart=\S*/linq-etl (.+)$",
+    r"^docker run .* linq-etl (.+)$",
+    r"args: \[(.+)\]$",
+)
+
+
+def _shown_commands() -> list[str]:
+    found = {line for text in PAGES.values() for line in re.findall(_IN_A_SENTENCE, text)}
+    for block in BLOCKS:
+        text = block.text.replace("\\\n", "")
+        for pattern in _IN_A_BLOCK:
+            found |= set(re.findall(pattern, text, re.MULTILINE))
+    return sorted({line.replace(", ", " ") for line in found})
+
+
+@pytest.mark.parametrize("line", _shown_commands())
+def test_commands(
+    line: str, folder: Path, in_sqlite: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command that is shown succeeds."""
+    for name, value in in_sqlite.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LINQ_ETL_DATABASE__URL", "sqlite:///linq.db")
+    arguments = shlex.split(line)
+    if arguments[0] == "sandbox":
+        monkeypatch.setattr(Sandbox, "serve_forever", Sandbox.stop)
+        arguments += ["--port", "0"]
+    assert run(arguments) == 0
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_shell_blocks(block: Block, folder: Path, in_sqlite: Stored) -> None:
+    """Every block for a shell can be pasted, all its lines in order."""
+    # An environment that is complete already, so that nothing is downloaded.
+    bin_, on_path = folder / ".venv/bin", folder / "on path"
+    for program in (bin_ / "pip", bin_ / "pytest", on_path / "python3"):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    (bin_ / "activate").write_text('PATH="$PWD/.venv/bin:$PATH"\n')
+    for place in (bin_,) if ".venv/bin" in block.text else (bin_, on_path):
+        (place / "linq-etl").symlink_to(COMMAND)
+    environment = in_sqlite.environment()
+    del environment["LINQ_ETL_DATABASE__URL"]
+    if "export " in block.text:
+        environment = {"LINQ_ETL_API__BASE_URL": environment["LINQ_ETL_API__BASE_URL"]}
+    _run_shell(block.text, {**environment, "PATH": f"{on_path}:{os.defpath}"})
+
+
+@pytest.mark.parametrize("block", blocks("cron"))
+def test_cron_lines(block: Block, folder: Path, in_sqlite: Stored) -> None:
+    """The command works with nothing in the environment, in the folder that it goes to."""
+    (folder / "token").write_text(TOKEN)
+    (folder / "config.example.toml").rename(folder / "config.toml")
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/linq-etl").symlink_to(COMMAND)
+    command = block.text.split(maxsplit=5)[5]
+    for shown, real in (("/srv/linq-etl", folder), ("/etc/linq", folder)):
+        command = command.replace(shown, str(real))
+    base_url = in_sqlite.environment()["LINQ_ETL_API__BASE_URL"]
+    _run_shell(command, {"LINQ_ETL_API__BASE_URL": base_url, "PATH": os.defpath})
+    assert "run_ended" in (folder / "sync.log").read_text()
+
+
+def _run_shell(script: str, environment: dict[str, str]) -> None:
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={**COVERAGE, **environment},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
-    assert _portable(printed) == _portable(shown)
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def _portable(text: str) -> list[str]:
-    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
-    return [line.rstrip() for line in text.strip().splitlines() if line.strip()]
+# SQL
+
+
+def _statements(database: str) -> list[Any]:
+    """The statements for a database: of the pages, unless marked for another, and of the demo."""
+    shown = {
+        f"{block}": block.text
+        for block in BLOCKS
+        if block.language == "sql" and block.mark in ("", database)
+    }
+    return [pytest.param(sql, id=name) for name, sql in (shown | QUERIES).items()]
+
+
+@pytest.mark.parametrize("sql", _statements("sqlite"))
+def test_sql_on_sqlite(sql: str, in_sqlite: Stored) -> None:
+    """Every statement that is shown works, and queries find something."""
+    with closing(sqlite3.connect(in_sqlite.url.removeprefix("sqlite:///"))) as connection:
+        cursor = connection.execute(sql)
+        assert cursor.fetchall() or not cursor.description
+
+
+@pytest.mark.parametrize("sql", _statements("postgresql"))
+def test_sql_on_postgresql(sql: LiteralString, in_postgresql: Stored) -> None:
+    """The same on PostgreSQL."""
+    with psycopg.connect(in_postgresql.url) as connection:
+        cursor = connection.execute(sql)
+        assert not cursor.description or cursor.fetchall()
+        connection.rollback()
+
+
+def test_roles(postgres_server: str, in_sqlite: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role with the grants shown can sync, an analyst can read and nothing else."""
+    names = {name: f"{name}_{uuid4().hex}" for name in ("linq_etl", "analyst")}
+    with postgres.database(postgres_server) as url, psycopg.connect(url, autocommit=True) as root:
+        try:
+            for block in BLOCKS:
+                if block.mark == "postgresql: roles":
+                    root.execute(_renamed(block.text, {"linq": root.info.dbname, **names}))
+            for name, value in in_sqlite.environment().items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("LINQ_ETL_DATABASE__URL", _as_role(url, names["linq_etl"]))
+            assert run(["sync"]) == 0
+            assert run(["sync"]) == 0
+            with psycopg.connect(_as_role(url, names["analyst"])) as analyst:
+                assert analyst.execute("SELECT count(*) FROM current_participants").fetchone()
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    analyst.execute("DELETE FROM chats")
+        finally:
+            for role in names.values():
+                root.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(role)))
+
+
+def _renamed(sql: str, names: Mapping[str, str]) -> bytes:
+    """The statements with names that are free on this server."""
+    pattern = re.compile(rf"\b({'|'.join(names)})\b")
+    return pattern.sub(lambda match: names[match[1]], sql).encode()
+
+
+def _as_role(url: str, role: str) -> str:
+    separator = "&" if "?" in url else "?"
+    return f"{url}{separator}options=-crole%3D{role}"

@@ -1,4 +1,4 @@
-"""The main job over a real socket into real databases: what the API holds, and nothing else."""
+"""The main job over a real socket into real databases: they hold what the API holds."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from etl.sandbox import Faults, Motion, Sandbox, World, build_world
+from tests.support.builders import A, B
 from tests.support.command import (
     DATA_TABLES,
-    A,
-    B,
+    environment,
     held,
     instant,
     linq_etl,
     select,
-    settings,
     snapshot,
     stored,
 )
@@ -23,11 +22,11 @@ from tests.support.command import (
 FAULTS = Faults(server_error=0.06, html=0.06, drop=0.06, cut=0.06, rate_limit=60)
 
 
-def test_what_a_faulty_api_holds_is_stored_to_the_microsecond_and_once(database_url: str) -> None:
-    """Every field of every chat, handle and membership arrives; a second sync writes no row."""
+def test_a_faulty_api_is_stored_exactly_and_once(database_url: str) -> None:
+    """Every field of every chat, handle and membership is stored; a second sync writes no row."""
     world = build_world(chats_per_number=90)
     with Sandbox(world, faults=FAULTS) as sandbox:
-        env = settings(sandbox, database_url, LINQ_ETL_API__PER_PAGE="10")
+        env = environment(sandbox, database_url, LINQ_ETL_API__PER_PAGE="10")
         first = linq_etl("sync", "--json", env=env)
         assert (first.code, first.data["status"]) == (0, "succeeded")
         assert first.data["retries"] > 0
@@ -43,26 +42,24 @@ def test_what_a_faulty_api_holds_is_stored_to_the_microsecond_and_once(database_
 
 
 def test_a_throttling_api_is_waited_for(tmp_path: Path) -> None:
-    """A 429 is no failure: the request is made again when the API said."""
+    """A 429 is no failure: the request is sent again when Retry-After says."""
     url, world = f"sqlite:///{tmp_path}/linq.db", build_world(numbers=[A], chats_per_number=20)
     with Sandbox(world, faults=Faults(rate_limit=1, retry_after="seconds")) as sandbox:
-        env = settings(sandbox, url, A, LINQ_ETL_API__PER_PAGE="10")
+        env = environment(sandbox, url, A, LINQ_ETL_API__PER_PAGE="10")
         done = linq_etl("sync", "--json", env=env)
     assert (done.code, done.data["throttled"] > 0) == (0, True)
     assert stored(url) == held(world, [A])
 
 
-def test_a_wrong_token_costs_one_request_and_shows_nowhere(database_url: str) -> None:
-    """Exit code 4 with what to do; the token is in no output and in no byte of the database."""
+def test_a_wrong_token_costs_one_request_and_never_leaks(database_url: str) -> None:
+    """Exit code 4 and the fix; the token is in no output and in no byte of the database."""
     secret = "wrong-token-3f9a77"
     with Sandbox(build_world(chats_per_number=20)) as sandbox:
-        env = settings(sandbox, database_url, LINQ_INTEGRATION_TOKEN=secret)
+        env = environment(sandbox, database_url, LINQ_INTEGRATION_TOKEN=secret)
         refused = linq_etl("--log-json", "sync", "--json", env=env)
         assert [request.status for request in sandbox.requests] == [401]
     assert refused.code == 4
-    assert "get a valid integration token from Linq and set $LINQ_INTEGRATION_TOKEN" in (
-        refused.stderr
-    )
+    assert "Put a valid integration token in $LINQ_INTEGRATION_TOKEN" in refused.stderr
     assert secret not in refused.stdout + refused.stderr
     errors = "SELECT status, error_kind, requests FROM sync_runs"
     assert select(database_url, errors) == [("failed", "token", 1)]
@@ -72,8 +69,8 @@ def test_a_wrong_token_costs_one_request_and_shows_nowhere(database_url: str) ->
         assert secret.encode() not in file.read_bytes()
 
 
-def test_whatever_the_api_may_send_is_normal_life(database_url: str) -> None:
-    """Missing, null, unknown, huge and unprintable values are stored, not refused."""
+def test_unusual_values_are_stored(database_url: str) -> None:
+    """Missing, null, unknown, huge and unprintable values are not refused."""
     world = World((A,))
     world.populate([(A,)] * 4)
     first, second, third, fourth = sorted(world.listing(A))
@@ -96,7 +93,7 @@ def test_whatever_the_api_may_send_is_normal_life(database_url: str) -> None:
     world.edit(third, chat_handles=[*joined, handle | {"nickname": "Sam"}])
     world.edit(fourth, **dict.fromkeys(("display_name", "service", "message_count")))
     with Sandbox(world) as sandbox:
-        done = linq_etl("sync", "--json", env=settings(sandbox, database_url, A))
+        done = linq_etl("sync", "--json", env=environment(sandbox, database_url, A))
     assert (done.code, done.data["rejected"], done.data["texts_cleaned"]) == (0, 0, 1)
     chats = {row[0]: row[1:] for row in stored(database_url)["chats"]}
     assert chats[first] == ("nul\ufffd and \ufffd lone", "Signal", None, 2**63 - 1)
@@ -117,14 +114,14 @@ def test_whatever_the_api_may_send_is_normal_life(database_url: str) -> None:
     ]
 
 
-def test_a_record_that_cannot_be_stored_is_kept_aside(database_url: str) -> None:
-    """The rest of its page is stored; exit code 3 and the run log say that something is missing."""
+def test_a_record_that_cannot_be_stored_is_rejected(database_url: str) -> None:
+    """It is kept in rejected_records; the rest of its page is stored; exit code 3."""
     world = build_world(numbers=[A], chats_per_number=30)
     expected = held(world, [A])
     broken = world.listing(A)[7]
     world.edit(broken, message_count="plenty")
     with Sandbox(world) as sandbox:
-        done = linq_etl("sync", "--json", env=settings(sandbox, database_url, A))
+        done = linq_etl("sync", "--json", env=environment(sandbox, database_url, A))
     assert done.code == 3
     assert (done.data["status"], done.data["rejected"]) == ("partial", 1)
     left_out = {"chats": 0, "handles": 0, "memberships": 1}
@@ -140,14 +137,14 @@ def test_a_record_that_cannot_be_stored_is_kept_aside(database_url: str) -> None
     assert _json(payload) == world.chat(broken)
 
 
-def test_one_number_that_fails_stops_no_other(tmp_path: Path) -> None:
-    """An unknown number is reported and logged; the others are synced; exit code 3."""
+def test_a_failing_number_stops_no_other(tmp_path: Path) -> None:
+    """An unknown number is reported and logged, the others are synced; exit code 3."""
     url = f"sqlite:///{tmp_path}/linq.db"
     world, unknown = build_world(chats_per_number=20), "+12025550199"
     with Sandbox(world) as sandbox:
-        done = linq_etl("sync", "--json", env=settings(sandbox, url, A, unknown, B))
+        done = linq_etl("sync", "--json", env=environment(sandbox, url, A, unknown, B))
     assert done.code == 3
-    assert "…0199: the API refused the request (HTTP 404, code not_found)" in done.stderr
+    assert "…0199: The API refused the request (HTTP 404, code not_found)" in done.stderr
     assert unknown not in done.stderr
     assert stored(url) == held(world)
     assert (done.data["status"], done.data["numbers_failed"]) == ("partial", 1)
@@ -164,7 +161,7 @@ def test_one_number_that_fails_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_each_number_is_read_with_its_own_token(tmp_path: Path) -> None:
-    """A label names the number; a refused token is that number's failure alone."""
+    """A refused token fails its number only; labels are stored."""
     url = f"sqlite:///{tmp_path}/linq.db"
     config = f"""
         [sync]
@@ -176,21 +173,21 @@ def test_each_number_is_read_with_its_own_token(tmp_path: Path) -> None:
     Path("config.toml").write_text(config)
     world = build_world(chats_per_number=20)
     with Sandbox(world, tokens={"sales": [A], "support": [B]}) as sandbox:
-        env = settings(sandbox, url, TOKEN_SALES="sales", TOKEN_SUPPORT="stale")
+        env = environment(sandbox, url, TOKEN_SALES="sales", TOKEN_SUPPORT="stale")
         del env["LINQ_ETL_SYNC__PHONE_NUMBERS"], env["LINQ_INTEGRATION_TOKEN"]
         partial = linq_etl("sync", env=env)
     assert (partial.code, partial.stdout) == (3, "")
-    assert "…0100: the API refused the token" in partial.stderr
+    assert "…0100: The API refused the token" in partial.stderr
     assert stored(url) == held(world, [A])
     labels = select(url, "SELECT phone_number, label FROM phone_numbers")
     assert dict(labels) == {A: "Sales", B: "Support"}
 
 
-def test_all_numbers_that_the_token_reaches(tmp_path: Path) -> None:
-    """With all_phone_numbers the API says which numbers there are; --phone-number picks some."""
+def test_all_phone_numbers_of_the_token_are_synced(tmp_path: Path) -> None:
+    """all_phone_numbers takes them from the API; --phone-number picks some of them."""
     url, world = f"sqlite:///{tmp_path}/linq.db", build_world(chats_per_number=20)
     with Sandbox(world) as sandbox:
-        env = settings(sandbox, url, LINQ_ETL_SYNC__ALL_PHONE_NUMBERS="true")
+        env = environment(sandbox, url, LINQ_ETL_SYNC__ALL_PHONE_NUMBERS="true")
         env["LINQ_ETL_SYNC__PHONE_NUMBERS"] = ""
         one = linq_etl("sync", "--phone-number", "312-555-0100", "--json", env=env)
         assert (one.code, [n["phone_number"] for n in one.data["numbers"]]) == (0, [B])
@@ -202,25 +199,25 @@ def test_all_numbers_that_the_token_reaches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", ["recency", "id"])
 def test_no_chat_is_lost_in_a_list_that_moves(order: Any, tmp_path: Path) -> None:
-    """What was listed all along is stored, although chats jump, come and go between any two."""
+    """Chats listed throughout are stored, although others jump, come and go between requests."""
     url = f"sqlite:///{tmp_path}/linq.db"
     world = build_world(numbers=[A], chats_per_number=300, order=order)
     before = set(world.listing(A))
     with Sandbox(world, motion=Motion(jumps=3, creates=1, deletes=1)) as sandbox:
-        done = linq_etl("sync", env=settings(sandbox, url, A, LINQ_ETL_API__PER_PAGE="20"))
+        done = linq_etl("sync", env=environment(sandbox, url, A, LINQ_ETL_API__PER_PAGE="20"))
     assert done.code == 0
     assert before & set(world.listing(A)) <= {row[0] for row in stored(url)["chats"]}
 
 
-def test_what_changes_is_written_and_what_disappears_is_marked(tmp_path: Path) -> None:
-    """A rename, a join and a departure reach their rows, the history and no other row."""
+def test_only_changed_rows_are_written(tmp_path: Path) -> None:
+    """A rename, a join and a departure reach their rows and the events, and no other row."""
     url = f"sqlite:///{tmp_path}/linq.db"
     world = build_world(numbers=[A], chats_per_number=30)
     renamed, joined, left, *_, untouched = [
         chat_id for chat_id in world.listing(A) if len(world.chat(chat_id)["chat_handles"]) > 2
     ]
     with Sandbox(world) as sandbox:
-        env = settings(sandbox, url, A)
+        env = environment(sandbox, url, A)
         assert linq_etl("sync", env=env).code == 0
         before = dict(select(url, "SELECT id, changed_at FROM chats"))
         world.rename(renamed, "Opening night 🎭")

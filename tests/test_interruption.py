@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, interrupted or get in each other's way, as real processes."""
+"""Runs that are killed, stopped, interrupted or compete for a number, as real processes."""
 
 import signal
 import socket
@@ -10,17 +10,16 @@ import pytest
 
 from etl.sandbox import Faults, Sandbox, World, build_world
 from tests.support import postgres
+from tests.support.builders import A, B
 from tests.support.command import (
-    A,
-    B,
     HoldingSandbox,
     ended,
+    environment,
     execute,
     held,
     linq_etl,
     running,
     select,
-    settings,
     snapshot,
     stored,
     wait_until,
@@ -28,7 +27,7 @@ from tests.support.command import (
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
 
-PAGES = 4  # pages of ten that are stored when a run is caught in the middle
+PAGES = 4  # pages of ten chats that are stored when a run is stopped in the middle
 LAST_PAGE = 12
 FEW_SECONDS = 5.0
 
@@ -40,14 +39,14 @@ def world() -> World:
 
 @pytest.fixture
 def sandbox(world: World) -> Iterator[HoldingSandbox]:
-    """Answers four pages of A's list, then keeps a run waiting."""
+    """Answers four pages of A's list, then lets the run wait."""
     with HoldingSandbox(world, answers=PAGES) as holding:
         yield holding
 
 
 def short_pages(api: Sandbox, database_url: str, *numbers: str) -> dict[str, str]:
-    """Settings for lists of many pages, which are asked for one after another."""
-    return settings(
+    """An environment with short pages, requested one after another."""
+    return environment(
         api,
         database_url,
         *(numbers or (A,)),
@@ -59,34 +58,34 @@ def short_pages(api: Sandbox, database_url: str, *numbers: str) -> dict[str, str
 def wait_for_middle(
     process: subprocess.Popen[str], sandbox: HoldingSandbox, database_url: str
 ) -> None:
-    """Wait until the run has stored what it was given and waits for more."""
+    """Wait until the run has stored the pages it got and waits for the next."""
     wait_until(sandbox.holding.is_set, process)
     pages = f"SELECT pages FROM sync_run_numbers WHERE phone_number = '{A}'"
     wait_until(lambda: select(database_url, pages) == [(PAGES,)], process)
 
 
-def runs(database_url: str) -> list[str]:
+def run_statuses(database_url: str) -> list[str]:
     return [
         status for (status,) in select(database_url, "SELECT status FROM sync_runs ORDER BY id")
     ]
 
 
 def assert_whole_pages(world: World, database_url: str) -> None:
-    """What is stored of a list read in part is what the API holds of those chats, all of it."""
-    now, everything = stored(database_url), held(world, [A])
-    ids = {chat[0] for chat in now["chats"]}
+    """The stored chats are those of whole pages, complete as the API holds them."""
+    found, everything = stored(database_url), held(world, [A])
+    ids = {chat[0] for chat in found["chats"]}
     assert len(ids) == 10 * PAGES
-    assert now == {
+    assert found == {
         "chats": [row for row in everything["chats"] if row[0] in ids],
         "handles": [row for row in everything["handles"] if row[0] in ids],
         "memberships": [row for row in everything["memberships"] if row[1] in ids],
     }
 
 
-def test_a_killed_run_leaves_nothing_behind(
+def test_a_killed_run_blocks_nothing(
     sandbox: HoldingSandbox, world: World, database_url: str
 ) -> None:
-    """After kill -9 the next sync starts at once, closes the dead run and stores the same rows."""
+    """After kill -9 the next sync starts at once, closes the dead run and stores every chat."""
     env = short_pages(sandbox, database_url)
     with running("sync", env=env) as process:
         wait_for_middle(process, sandbox, database_url)
@@ -102,10 +101,10 @@ def test_a_killed_run_leaves_nothing_behind(
     assert select(database_url, "SELECT * FROM number_leases") == []
 
 
-def test_a_stopped_run_that_was_overtaken_writes_nothing_more(
+def test_a_stopped_run_whose_lease_expired_writes_no_more(
     sandbox: HoldingSandbox, world: World, database_url: str
 ) -> None:
-    """Once its lease has run out another run takes its number, and it ends with exit code 7."""
+    """Another run has taken its number; when it continues it ends with exit code 7."""
     env = short_pages(sandbox, database_url)
     with running("sync", env=env) as stopped:
         wait_for_middle(stopped, sandbox, database_url)
@@ -121,16 +120,16 @@ def test_a_stopped_run_that_was_overtaken_writes_nothing_more(
         for chat_id in world.listing(A):
             world.jump(chat_id)
         stopped.send_signal(signal.SIGCONT)
-        overtaken = ended(stopped)
-    assert overtaken.code == 7
-    assert "this run was taken for dead and closed" in overtaken.stderr
+        resumed = ended(stopped)
+    assert resumed.code == 7
+    assert "this run was taken for dead and closed" in resumed.stderr
     assert snapshot(database_url) == after
     assert select(database_url, "SELECT * FROM sync_run_numbers ORDER BY run_id") == log
-    assert runs(database_url) == ["abandoned", "succeeded"]
+    assert run_statuses(database_url) == ["abandoned", "succeeded"]
 
 
 def test_two_runs_at_once(sandbox: HoldingSandbox, world: World, database_url: str) -> None:
-    """On the same number the second ends with exit code 7; on another one both do their work."""
+    """On the same number the second ends with exit code 7; on another number both succeed."""
     env = short_pages(sandbox, database_url)
     with running("sync", env=env) as first:
         wait_for_middle(first, sandbox, database_url)
@@ -140,17 +139,18 @@ def test_two_runs_at_once(sandbox: HoldingSandbox, world: World, database_url: s
         sandbox.release()
         assert ended(first).code == 0
     assert same.code == 7
-    assert f"…4472: run 1 on {socket.gethostname()} holds it since {str(since)[:19]}" in same.stderr
+    holder = f"…4472: run 1 on {socket.gethostname()} has held it since {str(since)[:19]}"
+    assert holder in same.stderr
     assert other.code == 0
     assert stored(database_url) == held(world)
-    assert runs(database_url) == ["succeeded", "failed", "succeeded"]
+    assert run_statuses(database_url) == ["succeeded", "failed", "succeeded"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_run_ends_in_good_order(
+def test_an_interrupted_run_ends_cleanly(
     number: signal.Signals, code: int, sandbox: HoldingSandbox, world: World, tmp_path: Path
 ) -> None:
-    """It ends within seconds with whole pages and free numbers; the next sync does the rest."""
+    """It ends within seconds with whole pages stored and its number free for the next sync."""
     url = f"sqlite:///{tmp_path}/linq.db"
     env = short_pages(sandbox, url)
     with running("sync", env=env) as process:
@@ -164,22 +164,22 @@ def test_an_interrupted_run_ends_in_good_order(
     sandbox.release()
     assert linq_etl("sync", env=env).code == 0
     assert stored(url) == held(world, [A])
-    assert runs(url) == ["interrupted", "succeeded"]
+    assert run_statuses(url) == ["interrupted", "succeeded"]
 
 
 def test_a_run_that_waits_for_the_api_can_be_interrupted(tmp_path: Path, world: World) -> None:
-    """A long Retry-After does not hold up a SIGTERM."""
+    """A long Retry-After does not delay SIGTERM."""
     url = f"sqlite:///{tmp_path}/linq.db"
     throttling = Sandbox(world, faults=Faults(rate_limit=0.01, retry_after="seconds"))
     with throttling, running("sync", env=short_pages(throttling, url)) as process:
         wait_until(lambda: throttling.request_count > 1, process)
         process.send_signal(signal.SIGTERM)
         assert ended(process, within=FEW_SECONDS).code == 143
-    assert runs(url) == ["interrupted"]
+    assert run_statuses(url) == ["interrupted"]
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, world: World) -> None:
-    """Exit code 6; with room again, the next sync stores everything."""
+def test_a_full_disk_loses_no_data(tmp_path: Path, world: World) -> None:
+    """Exit code 6; once there is space, the next sync stores everything."""
     url = f"sqlite:///{tmp_path}/linq.db"
     with Sandbox(world) as sandbox:
         env = short_pages(sandbox, url)
@@ -191,11 +191,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, world: World) -> None:
         assert "linq-etl: the database is unavailable" in full.stderr
         assert linq_etl("sync", env=env).code == 0
     assert stored(url) == held(world, [A])
-    assert runs(url)[-1] == "succeeded"
+    assert run_statuses(url)[-1] == "succeeded"
 
 
-def test_a_read_only_database_is_said_to_be_one(world: World, postgres_server: str) -> None:
-    """Exit code 6, and the run asks the API for nothing."""
+def test_a_read_only_database_is_reported(world: World, postgres_server: str) -> None:
+    """Exit code 6 before the first request to the API."""
     with postgres.database(postgres_server) as url, Sandbox(world) as sandbox:
         env = short_pages(sandbox, url)
         assert linq_etl("db", "upgrade", env=env).code == 0

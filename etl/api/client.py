@@ -1,7 +1,11 @@
-"""The Linq Partner API v2: one request, retried, answered by typed values."""
+"""The Linq Partner API v2: each request is retried, each answer a typed value."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import os
+import socket
+import ssl
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,9 +24,15 @@ from tenacity import (
 from tenacity.wait import wait_random_exponential
 
 from etl import __version__
-from etl.api import decode as wire
-from etl.api.decode import Chat, LinqNumber, Page, Rejected
-from etl.api.pace import ApiUsage, Pace
+from etl.api.decode import (
+    BadAnswerError,
+    decode_chat,
+    decode_page,
+    decode_phone_numbers,
+    error_code,
+)
+from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.pace import Pace
 from etl.config import Api, Token, is_loopback
 from etl.errors import (
     AccessDeniedError,
@@ -34,8 +44,8 @@ from etl.errors import (
 from etl.phone import to_digits
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})
-RETRY_SECONDS: Final = 300.0  # for one request, all its tries and waits together
-MAX_WAIT_SECONDS: Final = 30.0  # the exponential back-off grows to this
+RETRY_SECONDS: Final = 300.0  # for one request with all its tries and waits
+MAX_WAIT_SECONDS: Final = 30.0  # the longest exponential back-off
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 _PATH = "/api/partner/v2"
@@ -45,23 +55,26 @@ _HEADERS: Final = {
     "User-Agent": f"linq-etl/{__version__}",
 }
 T = TypeVar("T")
-Decode = Callable[[bytes, datetime], T]  # from a body and when it was asked for
+Decode = Callable[[bytes, datetime], T]  # takes the body and the time of the request
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """On whose behalf a request is made: a number, the token that reaches it, and its bill."""
+    """Whose usage a request counts for, and its token.
 
-    phone_number: str
+    `phone_number` is None for requests that belong to the run, not to one number.
+    """
+
+    phone_number: str | None
     token: Token
-    traffic: ApiUsage
 
 
 class LinqClient:
-    """Connections and a pace, shared by every number and token of this process.
+    """An async context manager; one serves all phone numbers and tokens of a process.
 
-    `now` gives the time that is recorded, `sleep` makes the waits between tries. An async context
-    manager. Its methods raise TokenRefused, RequestRefused, ApiThrottled or ApiUnavailable.
+    `usage` is what was spent per phone number, under None for the run itself. `clock` gives the
+    times to record; `sleep` waits between tries. Requests raise TokenRefusedError,
+    RequestRefusedError, ApiThrottledError or ApiUnavailableError.
     """
 
     def __init__(
@@ -69,20 +82,25 @@ class LinqClient:
         config: Api,
         pace: Pace,
         *,
-        now: Callable[[], datetime],
+        clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        # The values are immutable, because the writer reads them from another thread.
+        self.usage: defaultdict[str | None, ApiUsage] = defaultdict(ApiUsage)
         self._config = config
         self._pace = pace
-        self._now = now
+        self._clock = clock
         self._sleep = sleep
         self._decoding = asyncio.Lock()
         self._first_try: dict[Token, asyncio.Lock] = {}
         self._tried: set[Token] = set()
         self._refused: set[Token] = set()
-        self._shut_out: _TransientError | None = None  # once the API has asked to wait for too long
+        self._shut_out: _TransientError | None = None  # set once Retry-After exceeds the budget
         self._url = httpx.URL(config.base_url.rstrip("/") + _PATH)
-        self._timeout = httpx.Timeout(config.timeout_seconds).as_dict()
+        # Shorter for connecting, so that a hanging connect is not reported as a missing answer.
+        self._timeout = httpx.Timeout(
+            config.timeout_seconds, connect=0.9 * config.timeout_seconds
+        ).as_dict()
         self._tls = httpx.create_ssl_context()
         self._idle: list[httpx.AsyncHTTPTransport] = []
 
@@ -93,41 +111,39 @@ class LinqClient:
         for transport in self._idle:
             await transport.aclose()
 
-    async def list_chats(self, line: RequestContext, page: int) -> Page:
-        """Read one page, counted from 1, of the number's list."""
-        params: dict[str, str | int] = {
-            "phone_number": to_digits(line.phone_number),
-            "page": page,
+    async def list_chats(self, context: RequestContext, page_number: int) -> Page:
+        """Read one page of the list of the context's phone number; pages count from 1."""
+        if context.phone_number is None:
+            raise ValueError("List Chats needs a phone number")
+        query = {
+            "phone_number": to_digits(context.phone_number),
+            "page": page_number,
             "per_page": self._config.per_page,
         }
 
-        return await self._get(
-            line, "/chats", lambda body, sent_at: wire.page(body, page, sent_at), params=params
-        )
+        def decode(body: bytes, sent_at: datetime) -> Page:
+            return decode_page(body, page_number, sent_at)
 
-    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
-        """Read one chat; None where the API says that there is none (404, code not_found)."""
+        return await self._get(context, f"/chats?{urlencode(query)}", decode)
+
+    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
+        """Read one chat; None if the API says that it does not exist (404, code not_found)."""
         try:
             return await self._get(
-                line, f"/chats/{chat_id}", lambda body, _: wire.single_chat(body, chat_id)
+                context, f"/chats/{chat_id}", lambda body, _: decode_chat(body, chat_id)
             )
         except RequestRefusedError as error:
             if (error.status, error.code) == (404, "not_found"):
                 return None
             raise
 
-    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
-        """The numbers that the line's token reaches."""
-        return await self._get(line, "/phone_numbers", lambda body, _: wire.phone_numbers(body))
+    async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
+        """Read which phone numbers the context's token reaches."""
+        return await self._get(
+            context, "/phone_numbers", lambda body, _: decode_phone_numbers(body)
+        )
 
-    async def _get(
-        self,
-        line: RequestContext,
-        path: str,
-        decode: Decode[T],
-        *,
-        params: Mapping[str, str | int] | None = None,
-    ) -> T:
+    async def _get(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
         def after(state: RetryCallState) -> None:
             failure = _failure(state)
             if _too_long(failure):
@@ -136,7 +152,7 @@ class LinqClient:
                 self._pace.throttled(_wait(state))
 
         def before_sleep(_: RetryCallState) -> None:
-            line.traffic.retries += 1
+            self.usage[context.phone_number] += ApiUsage(retries=1)
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_TransientError),
@@ -147,86 +163,72 @@ class LinqClient:
             before_sleep=before_sleep,
             retry_error_callback=_give_up,
         )
-        return await retrying(self._try, line, path, decode, params)
+        return await retrying(self._try, context, target, decode)
 
-    async def _try(
-        self,
-        line: RequestContext,
-        path: str,
-        decode: Decode[T],
-        params: Mapping[str, str | int] | None,
-    ) -> T:
-        # A token's first request goes alone, so that one that is refused costs no more.
-        if line.token not in self._tried:
-            async with self._first_try.setdefault(line.token, asyncio.Lock()):
-                if line.token not in self._tried:
+    async def _try(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
+        # A token's first request goes alone, so that a refused token costs one request.
+        if context.token not in self._tried:
+            async with self._first_try.setdefault(context.token, asyncio.Lock()):
+                if context.token not in self._tried:
                     try:
-                        return await self._ask(line, path, decode, params)
+                        return await self._ask(context, target, decode)
                     finally:
-                        self._tried.add(line.token)
-        return await self._ask(line, path, decode, params)
+                        self._tried.add(context.token)
+        return await self._ask(context, target, decode)
 
-    async def _ask(
-        self,
-        line: RequestContext,
-        path: str,
-        decode: Decode[T],
-        params: Mapping[str, str | int] | None,
-    ) -> T:
+    async def _ask(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
         async with self._pace.turn():
-            if line.token in self._refused:
+            if context.token in self._refused:
                 raise TokenRefusedError(_REFUSED_401)
             if self._shut_out:
                 raise self._shut_out
-            line.traffic.requests += 1
-            sent_at = self._now()
-            response, body = await self._send(line.token, path, params)
+            self.usage[context.phone_number] += ApiUsage(requests=1)
+            sent_at = self._clock()
+            response, body = await self._send(context.token, target)
             if response.status_code == 401:
-                self._refused.add(line.token)
-            line.traffic.throttled += response.status_code == 429
-            _check_status(response, body, self._now())
+                self._refused.add(context.token)
+            if response.status_code == 429:
+                self.usage[context.phone_number] += ApiUsage(throttled=1)
+            _check_status(response, body, self._clock())
             self._pace.answered()
-        # Answers come in bursts: between one and the next that is decoded, requests go out.
+        # Decode one response at a time and yield in between, so that a burst does not delay
+        # requests.
         async with self._decoding:
             await asyncio.sleep(0)
             try:
                 return decode(body, sent_at)
-            except wire.BadAnswerError as error:
+            except BadAnswerError as error:
                 raise _TransientError(str(error)) from None
 
-    async def _send(
-        self, token: Token, path: str, params: Mapping[str, str | int] | None
-    ) -> tuple[httpx.Response, bytes]:
-        # A transport for each request that is under way, used again, and no client around it: that
-        # looks after cookies, redirects and logins, which this API has not, for half as long as
-        # the request takes, and through all its connections several times per request.
+    async def _send(self, token: Token, target: str) -> tuple[httpx.Response, bytes]:
+        # A transport per request in flight, reused, instead of an httpx client: its cookies,
+        # redirects and authentication, unused here, cost half as much CPU time as the request
+        # itself, and it scans all its connections several times per request.
         transport = self._idle.pop() if self._idle else self._transport()
-        request = self._request(token, path, params)
+        request = self._request(token, target)
         try:
-            # httpx bounds each read; this bounds the request, should the body come in drops.
+            # httpx limits each read; this limits the whole request, whose body may trickle in.
             async with asyncio.timeout(self._config.timeout_seconds):
                 response = await transport.handle_async_request(request)
                 try:
                     return response, await _body(response)
                 finally:
                     await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            host = request.url.host
+            raise _TransientError(_connect_failure(error), unreachable_host=host) from None
         except (TimeoutError, httpx.TimeoutException):
             raise _TransientError(f"no answer in {self._config.timeout_seconds:g} s") from None
-        except httpx.ConnectError as error:
-            raise _TransientError(f"no connection to {request.url.host}: {error}") from None
         except httpx.RequestError as error:
             # Its text may hold the URL, and with it the phone number.
-            raise _TransientError(f"the connection broke ({type(error).__name__})") from None
+            raise _TransientError(f"the connection broke: {type(error).__name__}") from None
         finally:
             self._idle.append(transport)
 
-    def _request(
-        self, token: Token, path: str, params: Mapping[str, str | int] | None
-    ) -> httpx.Request:
-        query = f"?{urlencode(params)}" if params else ""
+    def _request(self, token: Token, target: str) -> httpx.Request:
         return httpx.Request(
             "GET",
-            self._url.copy_with(raw_path=self._url.raw_path + f"{path}{query}".encode()),
+            self._url.copy_with(raw_path=self._url.raw_path + target.encode()),
             headers={**_HEADERS, "X-LINQ-INTEGRATION-TOKEN": token.value},
             extensions={"timeout": self._timeout},
         )
@@ -240,14 +242,24 @@ class LinqClient:
 
 
 class _TransientError(Exception):
-    """A failure that may pass; `retry_after` in seconds where the API named a time."""
+    """A failure that may pass.
+
+    `unreachable_host` is set if there was no connection to it, `retry_after` (seconds) if the API
+    named a time.
+    """
 
     def __init__(
-        self, reason: str, *, throttled: bool = False, retry_after: float | None = None
+        self,
+        reason: str,
+        *,
+        throttled: bool = False,
+        retry_after: float | None = None,
+        unreachable_host: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.throttled = throttled
         self.retry_after = retry_after
+        self.unreachable_host = unreachable_host
 
 
 _backoff = wait_random_exponential(multiplier=0.5, max=MAX_WAIT_SECONDS)
@@ -269,23 +281,49 @@ def _wait(state: RetryCallState) -> float:
 
 
 def _give_up(state: RetryCallState) -> NoReturn:
-    failure = _failure(state)
-    tries = f"after {state.attempt_number} tries in {state.seconds_since_start or 0:.0f} s"
+    failure, tries = _failure(state), state.attempt_number
+    ending = f", gave up after {tries} {'try' if tries == 1 else 'tries'}."
     if _too_long(failure):
-        tries = f"and asked to wait {failure.retry_after:.0f} s, which is too long for one run"
+        ending = f" and asks to wait {failure.retry_after:.0f} s, longer than a run waits."
     if failure.throttled:
         raise ApiThrottledError(
-            f"the API is throttling {tries}; run again later, or set "
-            "api.max_requests_per_second lower"
+            f"The API is throttling{ending} Run again later, or set a lower "
+            "api.max_requests_per_second."
+        ) from failure
+    if failure.unreachable_host:
+        raise ApiUnavailableError(
+            f"Cannot reach {failure.unreachable_host} ({failure}){ending}"
         ) from failure
     raise ApiUnavailableError(
-        f"the API is unavailable {tries}: {failure}; run again later"
+        f"The API is unavailable ({failure}){ending} Run again later."
     ) from failure
 
 
+def _connect_failure(error: BaseException) -> str:
+    """Why there is no connection, without the addresses that the exceptions' own texts hold."""
+    cause: BaseException | None = error
+    while cause:
+        match cause:
+            case httpx.ConnectTimeout():
+                return "timed out"
+            case ssl.SSLCertVerificationError():
+                return f"TLS certificate: {cause.verify_message}"
+            case ssl.SSLError(reason=str(reason)):
+                return f"TLS: {reason.replace('_', ' ').lower()}"
+            case socket.gaierror(strerror=str(reason)):
+                return reason.lower()
+            case OSError(errno=int(number)):
+                return os.strerror(number).lower()
+            case BaseExceptionGroup():  # one exception per address that was tried
+                cause = cause.exceptions[0]
+            case _:
+                cause = cause.__cause__ or cause.__context__
+    return "no connection"
+
+
 _REFUSED_401 = (
-    "the API refused the token (401); get a valid integration token from Linq and set "
-    "$LINQ_INTEGRATION_TOKEN or api.token_file"
+    "The API refused the token (401). Put a valid integration token in $LINQ_INTEGRATION_TOKEN, "
+    "api.token_file or the variable that token_env names."
 )
 
 
@@ -303,27 +341,27 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
         raise TokenRefusedError(_REFUSED_401)
     if status == 403:
         raise AccessDeniedError(
-            "the API does not let this token read that (403); use the token that the number "
-            "belongs to (token_env), or ask Linq"
+            "The API does not let this token read that (403). Use the token that the number "
+            "belongs to (token_env), or ask Linq."
         )
-    code = wire.error_code(body)
+    code = error_code(body)
     if response.is_redirect:
         raise RequestRefusedError(
-            f"the API redirects (HTTP {status}), which is not followed; see api.base_url",
+            f"The API redirects (HTTP {status}); redirects are not followed. Fix api.base_url.",
             status=status,
             code=code,
         )
-    # Only status and code: the rest of an error may repeat the phone number.
+    # Only status and code, because the other texts of an error may hold the phone number.
     raise RequestRefusedError(
-        f"the API refused the request (HTTP {status}, code {code or 'none'}); see that the number "
-        "is one of `linq-etl phone-numbers`, and api.base_url",
+        f"The API refused the request (HTTP {status}, code {code or 'none'}). Check that "
+        "`linq-etl phone-numbers` lists the number, and check api.base_url.",
         status=status,
         code=code,
     )
 
 
 def _proxy(base_url: str) -> str | None:
-    """The environment's proxy for that URL; none may see a token that is meant for loopback."""
+    """The environment's proxy for this URL; none for loopback, whose token no proxy may see."""
     url = urlsplit(base_url)
     host = url.hostname or ""
     if is_loopback(host) or proxy_bypass(host):
@@ -340,12 +378,12 @@ async def _body(response: httpx.Response) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > MAX_BODY_BYTES:
-            raise _TransientError(f"an answer of more than {MAX_BODY_BYTES >> 20} MiB")
+            raise _TransientError(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB")
     return b"".join(chunks)
 
 
 def _retry_after(header: str | None, now: datetime) -> float | None:
-    """Seconds to wait from either form of the header (RFC 9110, 10.2.3); None if unreadable."""
+    """Seconds to wait, from either form of the header (RFC 9110, 10.2.3); None if unreadable."""
     if header is None:
         return None
     try:

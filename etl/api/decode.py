@@ -1,6 +1,6 @@
-"""From the API's bytes to typed values, and to a reason where they make none.
+"""Decode the API's bytes into models, or say why they are no answer.
 
-The only file that knows the API's field names and error shapes.
+Together with models.py, the only file that knows the API's field names and error shapes.
 """
 
 import json
@@ -8,109 +8,28 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import blake2b
-from operator import attrgetter
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import Meta, Struct
+
+from etl.api.models import (
+    EXTRA,
+    Chat,
+    Extra,
+    Handle,
+    Instant,
+    LinqNumber,
+    Page,
+    Rejected,
+    canonical_json,
+)
 
 T = TypeVar("T")
 
 
 class BadAnswerError(Exception):
-    """Not an answer to this request: HTML, cut short, of another shape or for another page."""
-
-
-class Instant(datetime):
-    """A time in UTC; `text` is the same in ISO 8601."""
-
-    text: str
-
-
-class Extra(str):
-    """Fields that this version does not know, as canonical JSON."""
-
-    __slots__ = ()
-
-    @property
-    def text(self) -> str:
-        """Itself, as nothing but a text."""
-        return str(self)
-
-
-Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-_EXTRA = "what linq-etl does not know"  # beside the names of the API's fields
-
-
-class Handle(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A participant; a field that the API left out is UNSET, which is not None."""
-
-    id: Id
-    phone_number: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
-    joined_at: Instant | UnsetType | None = UNSET
-    extra: Extra | None = field(default=None, name=_EXTRA)
-
-
-class Chat(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A chat; UNSET as in Handle. `handles` is None where the API gave no list of them."""
-
-    id: Id
-    display_name: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
-    is_group: bool | UnsetType | None = field(default=UNSET, name="group")
-    message_count: Id | UnsetType | None = UNSET
-    extra: Extra | None = field(default=None, name=_EXTRA)
-    handles: tuple[Handle, ...] | None = field(default=None, name="chat_handles")
-
-    @property
-    def digest(self) -> int:
-        """The same number, of 64 bits with a sign, for the same content and for no other."""
-        return int.from_bytes(blake2b(_encode(self), digest_size=8).digest(), signed=True)
-
-
-class Rejected(Struct, frozen=True):
-    """A record that is no chat: why, and its canonical JSON text; its id if it has one."""
-
-    id: int | None
-    reason: str
-    payload: str
-
-    @property
-    def key(self) -> int:
-        """Its id, else a negative number that the same record has whenever it is read."""
-        if self.id is not None:
-            return self.id
-        return ~int.from_bytes(blake2b(self.payload.encode(), digest_size=7).digest())
-
-
-class Page(Struct, frozen=True):
-    """One page of a number's list, as it was at `observed_at`, when it was asked for.
-
-    `total_count` and `last_page` are None where the API did not say, or contradicted its rows.
-    """
-
-    page_number: int
-    per_page: int
-    total_count: int | None
-    last_page: int | None
-    chats: tuple[Chat, ...]
-    rejected: tuple[Rejected, ...]
-    texts_cleaned: int
-    observed_at: datetime
-
-    @property
-    def ids(self) -> list[int]:
-        """An id for each record in the list's order, those that were rejected last."""
-        return [chat.id for chat in self.chats] + [record.key for record in self.rejected]
-
-
-class LinqNumber(Struct, frozen=True):
-    """A number that a token reaches."""
-
-    phone_number: str
-    forwarding_number: str | None = None
+    """Not an answer to this request: HTML, truncated, of another shape or for another page."""
 
 
 class _WireMeta(Struct):
@@ -139,14 +58,14 @@ class _WirePhoneNumbers(Struct):
 
 
 _TOO_DEEP = "JSON that is nested too deeply"
-_CHAT_FIELDS = frozenset(Chat.__struct_encode_fields__) - {_EXTRA}
-_HANDLE_FIELDS = frozenset(Handle.__struct_encode_fields__) - {_EXTRA}
+_CHAT_FIELDS = frozenset(Chat.__struct_encode_fields__) - {EXTRA}
+_HANDLE_FIELDS = frozenset(Handle.__struct_encode_fields__) - {EXTRA}
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _UNSTORABLE_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
-def page(body: bytes, number: int, observed_at: datetime) -> Page:
-    """The answer to List Chats for that page. Raises BadAnswer if it is none."""
+def decode_page(body: bytes, page_number: int, observed_at: datetime) -> Page:
+    """Decode the answer to List Chats for this page. Raises BadAnswerError."""
     plain = _plain_page(body)
     if plain:
         records: list[Chat | Rejected] = []
@@ -157,12 +76,12 @@ def page(body: bytes, number: int, observed_at: datetime) -> Page:
         records = [_record(item) for item in wire.data]
         meta, chats = wire.meta, tuple(record for record in records if isinstance(record, Chat))
     meta = meta or _WireMeta()
-    if meta.page not in (None, number):
-        raise BadAnswerError(f"an answer for page {meta.page} to a request for page {number}")
+    if meta.page not in (None, page_number):
+        raise BadAnswerError(f"an answer for page {meta.page} to a request for page {page_number}")
     rows = len(records or chats)
-    total_count, last_page = _extent(meta, number, rows=rows)
+    total_count, last_page = _extent(meta, page_number, rows=rows)
     return Page(
-        page_number=number,
+        page_number=page_number,
         per_page=meta.per_page or rows,
         total_count=total_count,
         last_page=last_page,
@@ -174,7 +93,7 @@ def page(body: bytes, number: int, observed_at: datetime) -> Page:
 
 
 def _plain_page(body: bytes) -> _PlainPage | None:
-    """The page, decoded at once, if there is nothing on it that takes a closer look."""
+    """Decode the page in one step; None if it needs cleaning, `extra` or rejections."""
     if _UNSTORABLE_ESCAPE.search(body):
         return None
     try:
@@ -183,25 +102,26 @@ def _plain_page(body: bytes) -> _PlainPage | None:
         return None
 
 
-def _extent(meta: _WireMeta, number: int, *, rows: int) -> tuple[int | None, int | None]:
-    """Length of the list and its last page, as far as `meta` and the rows agree on them."""
+def _extent(meta: _WireMeta, page_number: int, *, rows: int) -> tuple[int | None, int | None]:
+    """Length of the list and its last page; None where `meta` is silent or contradicts the rows."""
     too_short = meta.total_count is not None and rows > meta.total_count
     if too_short or (rows and meta.total_pages == 0):
         return None, None
     last_page = full_pages = meta.total_pages
     if meta.total_count is not None:
-        # A server may say that its pages are longer than they are, but none of them is empty.
+        # Pages may be shorter than the reported `per_page`, so the larger page count is used; no
+        # page is empty, so there are at most `total_count` of them.
         by_count = math.ceil(meta.total_count / meta.per_page) if meta.per_page else 0
         last_page = min(max(last_page or 0, by_count), meta.total_count) or None
         full_pages = by_count or last_page
-    if rows == 0 and full_pages is not None and number <= full_pages:
-        raise BadAnswerError(f"an empty page {number} of {full_pages}")
+    if rows == 0 and full_pages is not None and page_number <= full_pages:
+        raise BadAnswerError(f"an empty page {page_number} of {full_pages}")
     unknown = last_page is None and meta.total_count is None
     return meta.total_count, None if unknown else last_page or 1
 
 
-def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:
-    """The answer to Get Chat for that chat. Raises BadAnswer if it is none."""
+def decode_chat(body: bytes, chat_id: int) -> Chat | Rejected:
+    """Decode the answer to Get Chat for this chat. Raises BadAnswerError."""
     document, _ = _json(body)
     record = _record(_convert(document, _WireSingle).data)
     if record.id not in (None, chat_id):
@@ -209,8 +129,8 @@ def single_chat(body: bytes, chat_id: int) -> Chat | Rejected:
     return record
 
 
-def phone_numbers(body: bytes) -> tuple[LinqNumber, ...]:
-    """The answer to List Phone Numbers. Raises BadAnswer if it is none."""
+def decode_phone_numbers(body: bytes) -> tuple[LinqNumber, ...]:
+    """Decode the answer to List Phone Numbers. Raises BadAnswerError."""
     document, _ = _json(body)
     return tuple(_convert(document, _WirePhoneNumbers).phone_numbers)
 
@@ -223,7 +143,7 @@ def _convert(document: Any, shape: type[T]) -> T:
 
 
 def _json(body: bytes) -> tuple[Any, int]:
-    """Parse, make every text storable, and count the texts that were changed for it."""
+    """Parse, replace what a database cannot hold, and count the texts changed."""
     try:
         document = msgspec.json.decode(body)
         dirty = bool(_UNSTORABLE_ESCAPE.search(body))
@@ -236,7 +156,7 @@ def _json(body: bytes) -> tuple[Any, int]:
 
 
 def _lenient_json(body: bytes) -> Any:
-    """Parse what msgspec will not: lone surrogates, stray bytes, numbers beyond a float."""
+    """Parse what msgspec refuses: lone surrogates, invalid UTF-8, numbers beyond a float."""
     try:
         return json.loads(
             body.decode("utf-8-sig", "surrogateescape"),
@@ -254,7 +174,7 @@ def _finite(text: str) -> float | str:
 
 
 def _integer(text: str) -> int | str:
-    # Python refuses to parse longer ones; as a text it is rejected where a number should be.
+    # int() refuses longer ones. As a text, it fails the type check of an id or a count.
     return int(text) if len(text) < 4000 else text
 
 
@@ -279,28 +199,28 @@ def _record(item: Any) -> Chat | Rejected:
     except ValueError as error:
         chat_id = item.get("id") if isinstance(item, dict) else None
         known = type(chat_id) is int and -(2**63) <= chat_id < 2**63
-        return Rejected(chat_id if known else None, str(error), json_text(item))
+        return Rejected(chat_id if known else None, str(error), canonical_json(item))
 
 
 def _chat(item: Any) -> Chat:
-    record = _plain(item, _CHAT_FIELDS)
+    record = _fold_unknown(item, _CHAT_FIELDS)
     if isinstance(record, dict) and isinstance(handles := record.get("chat_handles"), list):
-        # A copy, because a record that is rejected is kept as it was sent.
-        record = {**record, "chat_handles": [_plain(h, _HANDLE_FIELDS) for h in handles]}
+        # Copied, because a rejected record is stored as it was sent.
+        record = {**record, "chat_handles": [_fold_unknown(h, _HANDLE_FIELDS) for h in handles]}
     return msgspec.convert(record, Chat, dec_hook=_convert_value)
 
 
-def _plain(record: Any, fields: frozenset[str]) -> Any:
-    """The record, with what this version does not know of it as one text."""
+def _fold_unknown(record: Any, fields: frozenset[str]) -> Any:
+    """Move the fields that this version does not know into one canonical text."""
     if not isinstance(record, dict) or record.keys() <= fields:
         return record
     unknown = {name: record[name] for name in record.keys() - fields}
     known = {name: value for name, value in record.items() if name in fields}
-    return known | {_EXTRA: Extra(json_text(unknown))}
+    return known | {EXTRA: Extra(canonical_json(unknown))}
 
 
 def _convert_value(kind: type, value: Any) -> Instant | Extra:
-    """What msgspec leaves to us: times, and no field of an answer but our own `extra`."""
+    """Parse times for msgspec; refuse an `extra` that was not made by `_fold_unknown`."""
     if kind is Instant and isinstance(value, str):
         return _utc(value)
     if isinstance(value, Extra):
@@ -308,30 +228,24 @@ def _convert_value(kind: type, value: Any) -> Instant | Extra:
     raise TypeError("Not a text")
 
 
-@lru_cache(maxsize=1024)  # Those who are in a chat have mostly joined at once.
+@lru_cache(maxsize=1024)  # The participants of a chat have mostly joined at the same time.
 def _utc(text: str) -> Instant:
-    """An ISO 8601 time with any offset and fraction; UTC where it names no offset."""
+    """Parse an ISO 8601 time with any offset and fraction; without an offset it is UTC."""
     try:
         moment = Instant.fromisoformat(text.strip().upper())
         instant = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        # Not the parser's own words, which repeat the text.
+        # The parser's own message repeats the text.
         raise ValueError("Not a time") from None
     instant.text = instant.isoformat()
     return instant
 
 
 _decode_plain_page = msgspec.json.Decoder(_PlainPage, dec_hook=_convert_value).decode
-_encode = msgspec.json.Encoder(enc_hook=attrgetter("text")).encode
-
-
-def json_text(value: Any) -> str:
-    """JSON, canonical, so that a field that did not change compares as equal."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def error_code(body: bytes) -> str | None:
-    """The code of an error of the API, if the body holds one that is safe to repeat."""
+    """The code of the first error in the body, if it is a short name and not free text."""
     try:
         code = _json(body)[0]["errors"][0]["code"]
     except (BadAnswerError, LookupError, TypeError):

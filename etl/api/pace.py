@@ -1,4 +1,4 @@
-"""How many requests are under way and when the next may start, and what was spent on them."""
+"""How many requests may be in flight, and when the next one may start."""
 
 import asyncio
 import math
@@ -6,30 +6,20 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-FEW_ANSWERS = 5  # in a second tell nothing of the rate that the API allows
+FEW_ANSWERS = 5  # fewer in a second do not show the API's rate limit
 RATE_SHARE = 0.95  # of the rate at which the API began to throttle
-SHORTEST_PAUSE = 0.05  # seconds; by it, the throttles of one moment are known as one
-
-
-@dataclass(slots=True)
-class ApiUsage:
-    """What was spent on the API for one number so far; requests include the retries."""
-
-    requests: int = 0
-    retries: int = 0
-    throttled: int = 0
+SHORTEST_PAUSE = 0.05  # seconds; throttles within it count as one
 
 
 class Pace:
-    """One adaptive limit for all numbers and workers.
+    """One adaptive limit for all phone numbers and workers.
 
-    It starts with a single request; each clean answer lets two more in, up to `max_concurrency`.
-    A throttle pauses everybody, halves that limit, which then grows by one per round, and sets the
-    rate to a little less than what the API has answered in the second before; from there the rate
-    grows, slowly at first, so that the next throttle is far and costs few requests.
-    `max_per_second` is a ceiling for the rate. Requests start evenly spaced.
+    It starts with one request in flight; each clean answer adds two, up to `max_concurrency`. A
+    throttle pauses all requests, halves that limit, and sets the rate slightly below the answers
+    of the last second. Afterwards the limit grows by one per round of requests, and the rate
+    slowly at first, so that the next throttle is far off. `max_per_second` caps the rate. Requests
+    start evenly spaced.
     """
 
     def __init__(
@@ -42,7 +32,7 @@ class Pace:
     ) -> None:
         self._ceiling = max_concurrency
         self._top_rate = max_per_second or math.inf
-        self._base_rate = math.inf  # where the rate began to grow again
+        self._base_rate = math.inf  # the rate at the end of the last pause
         self._answers: deque[float] = deque()  # times of the clean answers of the last second
         self._clock = clock
         self._sleep = sleep
@@ -55,7 +45,7 @@ class Pace:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait until a request may start; leave when it has been answered."""
+        """Wait until a request may start; the block lasts until its answer."""
         async with self._room:
             await self._room.wait_for(lambda: self._active < int(self._limit))
             self._active += 1
@@ -65,21 +55,21 @@ class Pace:
         finally:
             self._active -= 1
             async with self._room:
-                # Three, because the limit may have grown by two since this turn began.
+                # Three, because the limit may have grown by two during this turn.
                 self._room.notify(3)
 
     def answered(self) -> None:
-        """Say that the API answered without complaint."""
+        """Record a clean answer."""
         step = 2 if self._limit < self._quick_until else 1 / self._limit
         self._limit = min(self._limit + step, self._ceiling)
         self._answers.append(self._clock())
         self._forget_old_answers()
 
     def throttled(self, seconds: float) -> None:
-        """Say that the API asked for less: nothing starts for so many seconds."""
+        """Record a throttle: no request starts for so many seconds."""
         now = self._clock()
         if now >= self._paused_until:
-            # Once per pause: the requests that were under way bring the same news again.
+            # Halve once per pause; requests already in flight report the same throttle.
             self._limit = max(self._limit / 2, 1.0)
             self._quick_until = self._limit
             self._forget_old_answers()
@@ -87,18 +77,18 @@ class Pace:
         self._paused_until = max(self._paused_until, now + max(seconds, SHORTEST_PAUSE))
 
     async def _wait_for_start(self) -> None:
-        # Whoever wakes first starts; the others find that the next start has moved on.
+        # The first to wake starts and moves the next start; the others wait again.
         while (wait := max(self._next_start, self._paused_until) - self._clock()) > 0:
             await self._sleep(wait)
         self._next_start = self._clock() + 1 / self._rate(self._clock())
 
     def _rate(self, now: float) -> float:
-        """Requests a second: slowly up from the base at first, faster the longer it goes well."""
+        """Requests per second; the growth since the pause accelerates."""
         seconds = max(now - self._paused_until, 0.0)
         return min(self._base_rate * (1 + 0.005 * seconds + 0.001 * seconds**3), self._top_rate)
 
     def _rate_below(self, rate: float) -> float:
-        """A little less than what was answered lately, and not much less than an earlier base."""
+        """Slightly below the answers of the last second, and at most a quarter below `rate`."""
         answered = len(self._answers)
         if math.isinf(self._base_rate):
             return RATE_SHARE * answered if answered >= FEW_ANSWERS else self._base_rate

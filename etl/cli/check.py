@@ -1,7 +1,7 @@
-"""Is it set up? Configuration, token, numbers, database, schema: a finding each, with the fix."""
+"""The body of `check`: configuration, token, numbers, database, schema; a finding each."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.pace import ApiUsage, Pace
-from etl.config import Config, Token, load_config
+from etl.api.pace import Pace
+from etl.cli.context import open_database
+from etl.cli.output import Row, counted
+from etl.config import Config, PhoneNumber, Token, load_config
 from etl.db import schema
-from etl.db.engine import describe, open_database, reading
+from etl.db.engine import describe, reading
 from etl.db.tables import REVISION
-from etl.errors import ConfigError, EtlError, RequestRefusedError
+from etl.errors import ConfigError, EtlError, RequestRefusedError, SchemaError
 from etl.phone import e164_or_none, shortened
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check; `exit_code` is 0 if it is well."""
+    """One line of the check; `exit_code` is 0 if all is well."""
 
     subject: str
     detail: str
@@ -30,98 +32,108 @@ class Finding:
         return f"{'FAIL' if self.exit_code else 'ok':<6}{self.subject:<10}{self.detail}"
 
     def as_record(self) -> dict[str, Any]:
-        """For machines."""
+        """The finding for --json."""
         return {"ok": not self.exit_code, **asdict(self)}
 
 
-async def run_checks(path: Path | None) -> list[Finding]:
-    """Check what can be checked; what depends on something that fails is left out."""
+async def run_checks(config_path: Path | None) -> list[Finding]:
+    """Check everything; without a valid configuration, or a database, nothing that needs it."""
     findings: list[Finding] = []
-    with _finding(findings, "config"):
-        config = load_config(path)
+    with _finding_on_error(findings, "config"):
+        config = load_config(config_path)
         findings.append(Finding("config", "complete and well-formed"))
     if findings[-1].exit_code:
         return findings
-    await _check_token(config, findings)
+    for token, numbers in _numbers_by_token(config).items():
+        with _finding_on_error(findings, "token"):
+            findings += await _check_token(config, token, numbers)
     await asyncio.to_thread(_check_database, config, findings)
     return findings
 
 
-async def reachable_numbers(config: Config) -> list[dict[str, Any]]:
-    """The numbers that the configured tokens reach, and whether each is configured."""
+async def visible_numbers(config: Config) -> list[Row]:
+    """The numbers that the configured tokens can see, and whether each is configured."""
     configured = {number.e164: number for number in config.sync.phone_numbers}
     tokens = {number.token for number in configured.values()} | {config.token}
-    reached: set[str] = set()
+    visible: set[str] = set()
     for token in tokens:
-        reached |= await _reached(config, token) if token else set()
+        visible |= await _visible_to(config, token) if token else set()
     return [
         {
             "phone_number": number,
             "configured": "yes" if number in configured else "no",
             "label": configured[number].label if number in configured else None,
         }
-        for number in sorted(reached | configured.keys())
+        for number in sorted(visible | configured.keys())
     ]
 
 
-async def _reached(config: Config, token: Token) -> set[str]:
+async def _visible_to(config: Config, token: Token) -> set[str]:
     pace = Pace(1, config.api.max_requests_per_second)
-    async with LinqClient(config.api, pace, now=lambda: datetime.now(UTC)) as linq:
-        numbers = await linq.list_phone_numbers(RequestContext("", token, ApiUsage()))
+    async with LinqClient(config.api, pace, clock=lambda: datetime.now(UTC)) as client:
+        numbers = await client.list_phone_numbers(RequestContext(None, token))
     return set(filter(None, (e164_or_none(number.phone_number) for number in numbers)))
 
 
-async def _check_token(config: Config, findings: list[Finding]) -> None:
-    wanted: dict[Token, set[str]] = {}
+def _numbers_by_token(config: Config) -> dict[Token, list[PhoneNumber]]:
+    by_token: dict[Token, list[PhoneNumber]] = {}
     for number in config.sync.phone_numbers:
         if token := number.token or config.token:
-            wanted.setdefault(token, set()).add(number.e164)
+            by_token.setdefault(token, []).append(number)
     if config.sync.all_phone_numbers and config.token:
-        wanted.setdefault(config.token, set())
-    for token, numbers in wanted.items():
-        with _finding(findings, "token"):
-            try:
-                reached = await _reached(config, token)
-            except RequestRefusedError:
-                findings.append(Finding("token", "accepted; this API does not list its numbers"))
-                continue
-            findings.append(Finding("token", f"accepted; it reaches {len(reached)} number(s)"))
-            if missing := numbers - reached:
-                names = ", ".join(map(shortened, sorted(missing)))
-                fix = "remove them from sync.phone_numbers or use the token that they belong to"
-                findings.append(
-                    Finding("numbers", f"{names}: not reached; {fix}", ConfigError.exit_code)
-                )
-            else:
-                findings.append(Finding("numbers", f"{len(numbers)} configured, all reached"))
+        by_token.setdefault(config.token, [])
+    return by_token
+
+
+async def _check_token(
+    config: Config, token: Token, numbers: Sequence[PhoneNumber]
+) -> list[Finding]:
+    try:
+        visible = await _visible_to(config, token)
+    except RequestRefusedError:
+        return [Finding("token", "accepted, but the API refused to list its phone numbers")]
+    accepted = Finding("token", f"accepted; it can see {counted(len(visible), 'phone number')}")
+    return [accepted, _numbers_finding(numbers, visible)]
+
+
+def _numbers_finding(numbers: Sequence[PhoneNumber], visible: set[str]) -> Finding:
+    missing = [number for number in numbers if number.e164 not in visible]
+    if not missing:
+        count = counted(len(numbers), "phone number")
+        return Finding("numbers", f"{count} configured, all visible to this token")
+    names = "; ".join(
+        ", ".join(filter(None, (number.label, shortened(number.e164)))) for number in missing
+    )
+    problem = (
+        f"1 number is not visible to this token ({names}): remove it or set its token_env."
+        if len(missing) == 1
+        else f"{len(missing)} numbers are not visible to this token ({names}): "
+        "remove them or set their token_env."
+    )
+    return Finding("numbers", problem, ConfigError.exit_code)
 
 
 def _check_database(config: Config, findings: list[Finding]) -> None:
-    with _finding(findings, "database"):
-        engine = open_database(config.database.url)
-        try:
-            with reading(engine) as connection:
-                connection.exec_driver_sql("SELECT 1")
-            findings.append(Finding("database", f"answers: {describe(engine)}"))
-            with _finding(findings, "schema"):
-                findings.append(_schema_finding(schema.current(engine), config))
-        finally:
-            engine.dispose()
+    with _finding_on_error(findings, "database"), open_database(config) as engine:
+        with reading(engine) as connection:
+            connection.exec_driver_sql("SELECT 1")
+        findings.append(Finding("database", f"answers: {describe(engine)}"))
+        with _finding_on_error(findings, "schema"):
+            findings.append(_schema_finding(schema.current(engine), config))
 
 
 def _schema_finding(revision: str | None, config: Config) -> Finding:
     if revision == REVISION:
-        return Finding("schema", f"up to date (revision {REVISION})")
+        return Finding("schema", f"current (revision {REVISION})")
     schema.ensure_known(revision)
-    found = f"revision {revision}" if revision else "empty"
+    found = f"revision {revision}" if revision else "no tables yet"
     if config.database.auto_upgrade:
-        return Finding("schema", f"{found}; the next sync upgrades it to {REVISION}")
-    return Finding("schema", f"{found}; run `linq-etl db upgrade`", 6)
+        return Finding("schema", f"{found}; the next sync upgrades to {REVISION}")
+    return Finding("schema", f"{found}; run `linq-etl db upgrade`", SchemaError.exit_code)
 
 
 @contextmanager
-def _finding(findings: list[Finding], subject: str) -> Iterator[None]:
-    """Turn what goes wrong into a finding."""
+def _finding_on_error(findings: list[Finding], subject: str) -> Iterator[None]:
     try:
         yield
     except EtlError as error:

@@ -1,6 +1,7 @@
-"""The main job with no token: a sandbox, two syncs into a SQLite file, a look at the result."""
+"""The body of `demo`: a sandbox, two syncs into a SQLite file, a few queries."""
 
 from pathlib import Path
+from textwrap import dedent
 from typing import Final
 
 from rich.console import Console
@@ -9,72 +10,75 @@ from sqlalchemy import Engine, text
 
 from etl.api.client import LinqClient
 from etl.api.pace import Pace
-from etl.cli import progress as terminal
+from etl.cli.output import print_table, run_table
 from etl.config import CONFIG_ENV, TOKEN_ENV, Config, PhoneNumber, load_config
 from etl.db import schema
-from etl.db.engine import database_clock, open_database, reading
+from etl.db.engine import database_clock, open_engine, reading
 from etl.sandbox import Sandbox, World, build_world
-from etl.sync import progress as report
 from etl.sync.number import RunOptions
+from etl.sync.progress import LogProgress
 from etl.sync.run import sync
 
 _NUMBERS: Final = (
     PhoneNumber("+13343284472", "Sales"),
     PhoneNumber("+13125550100", "Support"),
 )
-_QUERIES: Final = {
+# Portable SQL in lines of at most 78 characters.
+QUERIES: Final = {
     "What happened since the first sync": """
         SELECT kind, display_name AS chat, old_value, new_value
         FROM chat_events e JOIN chats c ON c.id = e.chat_id
-        ORDER BY e.chat_id, e.id LIMIT 8""",
+        ORDER BY e.chat_id, e.id LIMIT 8;""",
     "Chats that gained the most messages": """
-        SELECT display_name AS chat, max(m.message_count) - min(m.message_count) AS gained
+        SELECT display_name AS chat,
+               max(m.message_count) - min(m.message_count) AS gained
         FROM chat_message_counts m JOIN chats c ON c.id = m.chat_id
-        GROUP BY c.id HAVING gained > 0 ORDER BY gained DESC, c.id LIMIT 5""",
+        GROUP BY c.id HAVING max(m.message_count) > min(m.message_count)
+        ORDER BY gained DESC, c.id LIMIT 5;""",
     "People who talk to both numbers": """
-        SELECT h.phone_number AS participant, count(DISTINCT l.phone_number) AS numbers,
+        SELECT h.phone_number AS participant,
+               count(DISTINCT l.phone_number) AS numbers,
                count(DISTINCT h.chat_id) AS chats
         FROM chat_handles h JOIN chat_phone_numbers l ON l.chat_id = h.chat_id
         WHERE h.phone_number NOT IN (SELECT phone_number FROM phone_numbers)
-        GROUP BY h.phone_number HAVING numbers > 1
-        ORDER BY chats DESC, participant LIMIT 5""",
+        GROUP BY h.phone_number HAVING count(DISTINCT l.phone_number) > 1
+        ORDER BY chats DESC, participant LIMIT 5;""",
     "The run log": """
         SELECT id, status, requests, chats_inserted AS new, chats_updated AS changed,
                chats_unchanged AS unchanged, handles_inserted AS joined
-        FROM sync_runs ORDER BY id""",
+        FROM sync_runs ORDER BY id;""",
 }
 
 
 async def run_demo(path: Path) -> None:
-    """Show it on stdout; `path` is replaced by the database that results."""
+    """Sync into a new database at `path`, replacing an older one; print what happens on stdout."""
     console = Console(highlight=False)
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     world = build_world(numbers=tuple(n.e164 for n in _NUMBERS), chats_per_number=400)
     with Sandbox(world) as sandbox:
         config = load_config(environ=_environment(sandbox, path), needs_numbers=False)
-        engine = open_database(config.database.url)
+        engine = open_engine(config.database.url)
         try:
             schema.upgrade(engine)
             console.print(f"[bold]First sync[/bold] of two numbers from {sandbox.url} into {path}")
             await _sync(config, engine, console)
             with sandbox.lock:
                 _let_a_day_pass(world)
-            console.print(
-                "\n[bold]Second sync[/bold], after some messages: only changes are written"
-            )
+            console.print("\n[bold]Second sync[/bold], a day later: only changes are written")
             await _sync(config, engine, console)
             _show_queries(engine, console)
         finally:
             engine.dispose()
-    console.print(f"\nLook around with: [bold]sqlite3 {path}[/bold]. The real thing: see README.md")
+    console.print(f"\nLook around: [bold]sqlite3 {path}[/bold] (tables: docs/tables.md)")
+    console.print("Your own numbers: README.md")
 
 
 def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
     return {
         "LINQ_ETL_API__BASE_URL": sandbox.url,
         "LINQ_ETL_DATABASE__URL": f"sqlite:///{path}",
-        # One number after the other, so that the demo shows the same counts each time.
+        # One request at a time, so that every demo shows the same counts.
         "LINQ_ETL_API__MAX_CONCURRENCY": "1",
         TOKEN_ENV: "sandbox-token",
         CONFIG_ENV: "/dev/null",
@@ -83,10 +87,11 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
 
 async def _sync(config: Config, engine: Engine, console: Console) -> None:
     pace = Pace(config.api.max_concurrency)
-    with report.LogProgress() as watched:
-        async with LinqClient(config.api, pace, now=database_clock(engine)) as linq:
-            result = await sync(config, engine, linq, plan=RunOptions(_NUMBERS), report=watched)
-    console.print(terminal.run_table(result.record, {n.e164: str(n.label) for n in _NUMBERS}))
+    options = RunOptions(_NUMBERS)
+    with LogProgress() as progress:
+        async with LinqClient(config.api, pace, clock=database_clock(engine)) as client:
+            result = await sync(config, engine, client, options=options, progress=progress)
+    console.print(run_table(result.record, {n.e164: str(n.label) for n in _NUMBERS}))
 
 
 def _let_a_day_pass(world: World) -> None:
@@ -102,11 +107,12 @@ def _let_a_day_pass(world: World) -> None:
 
 
 def _show_queries(engine: Engine, console: Console) -> None:
-    for title, query in _QUERIES.items():
+    for title, indented in QUERIES.items():
+        query = dedent(indented).strip()
         console.print(f"\n[bold]{title}[/bold]")
-        lines = query.strip().splitlines()
-        sql = "\n".join([lines[0].strip(), *(line.removeprefix(" " * 8) for line in lines[1:])])
-        console.print(Syntax(sql, "sql", background_color="default"))
+        highlighted = Syntax(query, "sql", background_color="default").highlight(query)
+        # Rich would crop or fold lines at the terminal's width; the terminal folds them harmlessly.
+        console.print(highlighted, soft_wrap=True, end="")
         with reading(engine) as connection:
             rows = connection.execute(text(query))
-            terminal.print_rows([dict(row) for row in rows.mappings()], list(rows.keys()))
+            print_table([dict(row) for row in rows.mappings()], list(rows.keys()))

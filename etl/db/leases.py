@@ -1,8 +1,8 @@
-"""Who may write which number: a lease is a run that is alive and a row that names it.
+"""Which run may write which number: a lease is a row that names a live run.
 
-A run's heartbeat moves its expiry on. A run that has died, seen by its expiry or, on the same
-machine, by its process, is closed as abandoned by the next one; with that its leases are void,
-and a write of a process that only slept is refused.
+A run's heartbeat renews its expiry. A run is dead when it has expired, or when its process has
+ended on the same machine. The next run closes it as abandoned, which voids its leases: if its
+process was only stalled, its next write fails.
 """
 
 import os
@@ -20,10 +20,10 @@ _PROC: Final = Path("/proc")
 
 
 def owner_identity() -> str:
-    """This process, as another on the same machine can check it: boot, PID namespace, PID, start.
+    """This process's boot id, PID namespace, PID and start time; empty without /proc.
 
-    A PID means something only within one boot and one namespace, and is used again later. Where
-    there is no /proc the identity is empty, and only the expiry tells.
+    A PID is unique only within one boot and one namespace, and is reused; the start time tells
+    such processes apart.
     """
     try:
         return f"{_pid_space()} {os.getpid()} {_start_ticks(os.getpid())}"
@@ -32,7 +32,7 @@ def owner_identity() -> str:
 
 
 def is_dead(owner: str) -> bool:
-    """Whether that process is sure to have ended; False where it cannot be seen from here."""
+    """Whether that process has ended for sure; False if it is invisible from this process."""
     try:
         space, pid, started = owner.rsplit(" ", 2)
         if space != _pid_space():
@@ -48,11 +48,11 @@ def is_dead(owner: str) -> bool:
     try:
         return _start_ticks(int(pid)) != started
     except OSError:
-        return False  # It runs, and /proc does not show it to everybody.
+        return False  # It runs, but /proc is mounted with hidepid.
 
 
 def dead_runs(connection: Connection, now: datetime) -> list[int]:
-    """The runs that are not closed although their process has ended, or their lease."""
+    """Unclosed runs that have expired or whose process has ended."""
     running = connection.execute(
         select(sync_runs.c.id, sync_runs.c.owner, sync_runs.c.lease_expires_at).where(
             sync_runs.c.status == "running"
@@ -64,7 +64,7 @@ def dead_runs(connection: Connection, now: datetime) -> list[int]:
 def take(
     connection: Connection, run_id: int, wanted: Collection[str]
 ) -> dict[str, Row[tuple[object, ...]]]:
-    """Lease the free ones of `wanted` to the run; return the others and the run that holds each."""
+    """Lease the free numbers to the run; return the row of the run that holds each other number."""
     held = {
         row.phone_number: row
         for row in connection.execute(
@@ -80,7 +80,7 @@ def take(
 
 
 def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
-    """Move the run's expiry on. Raises LeaseLost if it was closed meanwhile."""
+    """Extend the run's leases. Raises LeaseLostError if another run has closed it."""
     renewed = connection.execute(
         update(sync_runs)
         .where(sync_runs.c.id == run_id, sync_runs.c.status == "running")
@@ -91,7 +91,10 @@ def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
 
 
 def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> None:
-    """Keep the leases through this transaction. Raises LeaseLost if one is no longer the run's."""
+    """Raise LeaseLostError unless the run holds a lease on every number.
+
+    Writing transactions run one at a time, so the leases hold until this one ends.
+    """
     wanted = set(numbers)
     held = connection.execute(
         select(func.count())
@@ -107,7 +110,7 @@ def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> 
 
 
 def release(connection: Connection, run_id: int, numbers: Collection[str] | None = None) -> None:
-    """Give back the run's leases on `numbers`, or all of them."""
+    """Release the run's leases on `numbers`, or all its leases."""
     mine = delete(number_leases).where(number_leases.c.run_id == run_id)
     connection.execute(
         mine if numbers is None else mine.where(number_leases.c.phone_number.in_(numbers))
@@ -115,13 +118,13 @@ def release(connection: Connection, run_id: int, numbers: Collection[str] | None
 
 
 def expiry(now: datetime, lease_seconds: int) -> datetime:
-    """Until when a lease holds that is taken or renewed now."""
+    """When a lease expires that is taken or renewed now."""
     return now + timedelta(seconds=lease_seconds)
 
 
 _LOST = (
-    "this run was taken for dead and closed while its process was stalled, so it writes nothing "
-    "more; another run goes on with its numbers"
+    "this run was taken for dead and closed while its process was stalled; it writes nothing more, "
+    "and another run can take over its numbers"
 )
 
 
@@ -131,7 +134,7 @@ def _pid_space() -> str:
 
 
 def _start_ticks(pid: int) -> str:
-    """The process's start since boot; empty for a zombie, which has ended (proc(5), stat)."""
-    # The second field, the program's name, may hold anything, so count from behind it.
+    """The process's start time in clock ticks since boot; empty for a zombie. See proc(5), stat."""
+    # The second field is the program's name and may hold spaces and parentheses.
     fields = (_PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
     return "" if fields[0] in {"Z", "X"} else fields[19]

@@ -1,17 +1,21 @@
-"""The run log: a row before the first request, and the truth after whatever happened."""
+"""The run log: what each run did and how it ended, also if its process died.
+
+A run's row is written before its first request. The next run closes the rows of dead runs.
+"""
 
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
     RowMapping,
+    Update,
     and_,
     func,
     insert,
@@ -20,18 +24,28 @@ from sqlalchemy import (
 )
 
 from etl import __version__
-from etl.api.pace import ApiUsage
+from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
-from etl.db.tables import COUNTS, phone_numbers, sync_run_numbers, sync_runs
+from etl.db.tables import (
+    COUNTS,
+    Completeness,
+    Status,
+    phone_numbers,
+    sync_run_numbers,
+    sync_runs,
+)
 from etl.errors import BusyError
 
 Record = dict[str, Any]
 
+# A number that ended like this was synced.
+GOOD: Final[tuple[Status, ...]] = ("succeeded", "partial")
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseHolder:
-    """The run that holds a number which this one wanted."""
+    """Another run that holds the lease on a number."""
 
     run_id: int
     host: str
@@ -39,57 +53,60 @@ class LeaseHolder:
 
     def __str__(self) -> str:
         since = self.since.isoformat(" ", "seconds")
-        return f"run {self.run_id} on {self.host} holds it since {since}; wait for it to end"
+        return f"run {self.run_id} on {self.host} has held it since {since}; wait for it to end"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The numbers that a run may write, those of them with `news`, and who holds the others.
+    """The numbers that a run may write, and the runs that hold the others.
 
-    What appears in a number's list is news once that list has been read to the end before.
+    `loaded`: the numbers whose list had been read to the end before this run.
     """
 
     held: frozenset[str]
-    emit_created: frozenset[str]
+    loaded: frozenset[str]
     busy: Mapping[str, LeaseHolder]
 
 
 @dataclass(frozen=True, slots=True)
 class NumberOutcome:
-    """How one number of a run ended."""
+    """How one number of a run ended.
+
+    `evidence` is keyed by column name. `proved_run` is an earlier run whose walk this one proved.
+    """
 
     phone_number: str
-    status: str
-    traffic: ApiUsage = field(default_factory=ApiUsage)
-    completeness: str | None = None
+    status: Status
+    usage: ApiUsage = field(default_factory=ApiUsage)
+    completeness: Completeness | None = None
     reason: str | None = None
     passes: int = 0
-    evidence: Mapping[str, int | None] = field(default_factory=dict)  # by its columns
-    proved_run: int | None = None  # the run whose walk this one has proved
+    evidence: Mapping[str, int | None] = field(default_factory=dict)
+    proved_run: int | None = None
     error_kind: str | None = None
     error_detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended; `traffic` is what it spent that belongs to no single number."""
+    """How a run ended. `usage` counts the requests that belong to the run, not to one number."""
 
-    status: str
+    status: Status
     error_kind: str | None = None
     error_detail: str | None = None
-    traffic: ApiUsage = field(default_factory=ApiUsage)
+    usage: ApiUsage = field(default_factory=ApiUsage)
 
 
 @dataclass(frozen=True, slots=True)
 class LastWalk:
-    """The run whose walk of a number came last, and how long the list was at its end."""
+    """A number's previous walk: its run, and the API's count of chats at its end."""
 
     run_id: int
     total_count: int
 
 
 def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
-    """Close the runs that died, write this run's row and return its id."""
+    """Close dead runs as abandoned, write this run's row and return its id."""
     for dead in leases.dead_runs(connection, now):
         finish(connection, dead, RunOutcome("abandoned", error_detail="its process ended"), now)
     row = {
@@ -110,55 +127,45 @@ def start(connection: Connection, command: str, *, now: datetime, lease_seconds:
 def claim(
     connection: Connection, run_id: int, numbers: Sequence[PhoneNumber], now: datetime
 ) -> Claim:
-    """Write a row for each number and lease the run those that are free."""
+    """Write a row for each number and lease the free ones to the run."""
     loaded = _remember_numbers(connection, numbers, now)
     wanted = [number.e164 for number in numbers]
-    taken = leases.take(connection, run_id, wanted)
-    busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in taken.items()}
-    free = [
-        {"run_id": run_id, "phone_number": number, "status": "running"}
-        for number in wanted
-        if number not in busy
+    holders = leases.take(connection, run_id, wanted)
+    busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in holders.items()}
+    held = frozenset(wanted) - busy.keys()
+    started = [{"run_id": run_id, "phone_number": n, "status": "running"} for n in sorted(held)]
+    failed = [
+        {"run_id": run_id, "phone_number": n, **_as_busy(holder, now)} for n, holder in busy.items()
     ]
-    ended = [
-        {"run_id": run_id, "phone_number": number, **_as_busy(holder, now)}
-        for number, holder in busy.items()
-    ]
-    for rows in filter(None, (free, ended)):
+    for rows in filter(None, (started, failed)):
         connection.execute(insert(sync_run_numbers), rows)
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
-    held = frozenset(wanted) - busy.keys()
-    return Claim(held=held, emit_created=held & loaded, busy=busy)
+    return Claim(held=held, loaded=held & loaded, busy=busy)
 
 
 def add_counts(
     connection: Connection,
     run_id: int,
     counts: Mapping[str, Counter[str]],
-    traffic: Mapping[str, ApiUsage],
+    usage: Mapping[str | None, ApiUsage],
 ) -> None:
-    """Add what a batch brought to the rows of its numbers; the traffic is each one's sum so far."""
-    table = sync_run_numbers
+    """Add a batch's counts to the rows of its numbers, and set their usage, a total so far."""
     for phone_number, count in counts.items():
-        added = {name: table.c[name] + number for name, number in count.items()}
-        connection.execute(
-            update(table)
-            .where(table.c.run_id == run_id, table.c.phone_number == phone_number)
-            .values(**added, **_spent(traffic[phone_number]))
-        )
+        added = {name: sync_run_numbers.c[name] + number for name, number in count.items()}
+        # Not usage[phone_number]: the event loop's thread owns this defaultdict.
+        spent = _counts_of(usage.get(phone_number, ApiUsage()))
+        connection.execute(_update_number(run_id, phone_number).values(**added, **spent))
 
 
 def close_number(
     connection: Connection, run_id: int, outcome: NumberOutcome, now: datetime
 ) -> None:
-    """Write how the number ended and give back its lease."""
-    table = sync_run_numbers
+    """Write how the number ended and release its lease."""
+    phone_number = outcome.phone_number
     connection.execute(
-        update(table)
-        .where(table.c.run_id == run_id, table.c.phone_number == outcome.phone_number)
-        .values(
+        _update_number(run_id, phone_number).values(
             status=outcome.status,
             finished_at=now,
             completeness=outcome.completeness,
@@ -167,30 +174,24 @@ def close_number(
             **outcome.evidence,
             error_kind=outcome.error_kind,
             error_detail=outcome.error_detail,
-            **_spent(outcome.traffic),
+            **_counts_of(outcome.usage),
         )
     )
     if outcome.completeness:
-        connection.execute(
-            update(phone_numbers)
-            .where(
-                phone_numbers.c.phone_number == outcome.phone_number,
-                phone_numbers.c.first_loaded_at.is_(None),
-            )
-            .values(first_loaded_at=now)
+        first_load = and_(
+            phone_numbers.c.phone_number == phone_number, phone_numbers.c.first_loaded_at.is_(None)
         )
+        connection.execute(update(phone_numbers).where(first_load).values(first_loaded_at=now))
     if outcome.proved_run is not None:
-        proved = and_(
-            table.c.run_id == outcome.proved_run, table.c.phone_number == outcome.phone_number
-        )
-        connection.execute(update(table).where(proved).values(completeness="proved", reason=None))
-    leases.release(connection, run_id, [outcome.phone_number])
+        proved = _update_number(outcome.proved_run, phone_number)
+        connection.execute(proved.values(completeness="proved", reason=None))
+    leases.release(connection, run_id, [phone_number])
 
 
 def last_walk(connection: Connection, phone_number: str, *, before: int) -> LastWalk | None:
-    """The number's last entry before that run, if it is a walk that can still be proved."""
+    """The number's entry before run `before`, if it is a walk that can still be proved."""
     row = _last_entry(connection, phone_number, before)
-    # A backfill does not note which of the known chats it did not see.
+    # A backfill does not record which known chats it did not see.
     if row is None or row.command != "sync" or row.status != "succeeded":
         return None
     if row.total_count is None:
@@ -200,9 +201,9 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
 
 
 def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
-    """Where a backfill goes on: a few pages before an interrupted one came to, else at page 1."""
+    """Where a backfill starts: `margin` pages before an interrupted one ended, else at page 1."""
     row = _last_entry(connection, phone_number, before)
-    if row is None or row.command != "backfill" or row.status in {"succeeded", "partial"}:
+    if row is None or row.command != "backfill" or row.status in GOOD:
         return 1
     return max(int(row.first_page or 1) + int(row.pages) - margin, 1)
 
@@ -210,10 +211,8 @@ def resume_page(connection: Connection, phone_number: str, *, before: int, margi
 def note_first_page(
     connection: Connection, run_id: int, phone_number: str, first_page: int
 ) -> None:
-    """Note where a backfill begins, before it does."""
-    table = sync_run_numbers
-    mine = and_(table.c.run_id == run_id, table.c.phone_number == phone_number)
-    connection.execute(update(table).where(mine).values(first_page=first_page))
+    """Record the first page of a backfill, so that the next one can resume it."""
+    connection.execute(_update_number(run_id, phone_number).values(first_page=first_page))
 
 
 def _last_entry(connection: Connection, phone_number: str, before: int) -> Row[Any] | None:
@@ -227,50 +226,56 @@ def _last_entry(connection: Connection, phone_number: str, before: int) -> Row[A
     ).first()
 
 
-def finish(connection: Connection, run_id: int, ending: RunOutcome, now: datetime) -> None:
-    """Close the run with the sums of its numbers, unless it was closed as abandoned meanwhile.
+def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: datetime) -> None:
+    """Close the run with the sums of its numbers, unless another run closed it as abandoned.
 
-    Numbers that were still running end as the run did.
+    Numbers that are still running end as `interrupted` or `abandoned` with their run, else as
+    `failed`.
     """
     numbers = sync_run_numbers
     of_run = numbers.c.run_id == run_id
-    cause = {"error_kind": ending.error_kind, "error_detail": ending.error_detail}
-    unfinished = ending.status if ending.status in {"interrupted", "abandoned"} else "failed"
+    cause = {"error_kind": outcome.error_kind, "error_detail": outcome.error_detail}
+    unfinished = outcome.status if outcome.status in {"interrupted", "abandoned"} else "failed"
     connection.execute(
         update(numbers)
         .where(of_run, numbers.c.status == "running")
         .values(status=unfinished, finished_at=now, **cause)
     )
-    good = numbers.c.status.in_(("succeeded", "partial"))
-    failed = select(func.count()).where(of_run, ~good)
-    sums: dict[str, ColumnElement[Any]] = {
-        name: select(func.coalesce(func.sum(numbers.c[name]), 0)).where(of_run).scalar_subquery()
-        for name in COUNTS
-    }
-    for name, spent in _spent(ending.traffic).items():
-        sums[name] = sums[name] + spent
+    failed = select(func.count()).where(of_run, numbers.c.status.not_in(GOOD))
     connection.execute(
         update(sync_runs)
         .where(sync_runs.c.id == run_id, sync_runs.c.status == "running")
         .values(
-            status=ending.status,
+            status=outcome.status,
             finished_at=now,
             numbers_failed=failed.scalar_subquery(),
             **cause,
-            **sums,
+            **_sums(run_id, outcome.usage),
         )
     )
     leases.release(connection, run_id)
 
 
+def _sums(run_id: int, usage: ApiUsage) -> dict[str, ColumnElement[Any]]:
+    """Each count summed over the run's numbers, plus the run's own usage."""
+    numbers = sync_run_numbers
+    own = _counts_of(usage)
+    return {
+        name: select(func.coalesce(func.sum(numbers.c[name]), 0) + own.get(name, 0))
+        .where(numbers.c.run_id == run_id)
+        .scalar_subquery()
+        for name in COUNTS
+    }
+
+
 def list_runs(connection: Connection, limit: int) -> list[Record]:
-    """The last runs, newest first."""
+    """The latest runs, newest first."""
     rows = connection.execute(select(sync_runs).order_by(sync_runs.c.id.desc()).limit(limit))
     return [_public(row) for row in rows.mappings()]
 
 
 def get_run(connection: Connection, run_id: int) -> Record | None:
-    """A run in full, its numbers under `numbers`; None if there is none."""
+    """A run with its numbers under `numbers`; None if there is no such run."""
     run = connection.execute(select(sync_runs).where(sync_runs.c.id == run_id)).mappings().first()
     if run is None:
         return None
@@ -283,15 +288,15 @@ def get_run(connection: Connection, run_id: int) -> Record | None:
 
 
 def last_good_syncs(connection: Connection) -> list[Record]:
-    """Per number ever configured: its last good sync, and how complete that was."""
+    """For each number ever configured: its last complete reading; nulls if there is none."""
     table = sync_run_numbers
-    good = table.c.status.in_(("succeeded", "partial"))
-    last_good = (
+    last = (
         select(table.c.phone_number, func.max(table.c.run_id).label("run_id"))
-        .where(and_(good, table.c.completeness.is_not(None)))
+        .where(table.c.status.in_(GOOD), table.c.completeness.is_not(None))
         .group_by(table.c.phone_number)
         .subquery()
     )
+    entry = and_(table.c.run_id == last.c.run_id, table.c.phone_number == last.c.phone_number)
     rows = connection.execute(
         select(
             phone_numbers.c.phone_number,
@@ -302,14 +307,8 @@ def last_good_syncs(connection: Connection) -> list[Record]:
             table.c.reason,
             table.c.total_count,
         )
-        .outerjoin(last_good, last_good.c.phone_number == phone_numbers.c.phone_number)
-        .outerjoin(
-            table,
-            and_(
-                table.c.run_id == last_good.c.run_id,
-                table.c.phone_number == last_good.c.phone_number,
-            ),
-        )
+        .outerjoin(last, last.c.phone_number == phone_numbers.c.phone_number)
+        .outerjoin(table, entry)
         .order_by(phone_numbers.c.phone_number)
     )
     return [dict(row) for row in rows.mappings()]
@@ -323,7 +322,7 @@ def _as_busy(holder: LeaseHolder, now: datetime) -> Record:
 def _remember_numbers(
     connection: Connection, numbers: Sequence[PhoneNumber], now: datetime
 ) -> frozenset[str]:
-    """Keep the table of numbers in step with the configuration; return those loaded before."""
+    """Store the numbers and their labels; return the numbers that were loaded before."""
     known = {row.phone_number: row for row in connection.execute(select(phone_numbers))}
     new = [
         {"phone_number": number.e164, "label": number.label, "first_seen_at": now}
@@ -343,14 +342,19 @@ def _remember_numbers(
     return frozenset(number for number, row in known.items() if row.first_loaded_at)
 
 
-def _spent(traffic: ApiUsage) -> dict[str, int]:
+def _update_number(run_id: int, phone_number: str) -> Update:
+    table = sync_run_numbers
+    return update(table).where(table.c.run_id == run_id, table.c.phone_number == phone_number)
+
+
+def _counts_of(usage: ApiUsage) -> dict[str, int]:
     return {
-        "requests": traffic.requests,
-        "retries": traffic.retries,
-        "throttled": traffic.throttled,
+        "requests": usage.requests,
+        "retries": usage.retries,
+        "throttled": usage.throttled,
     }
 
 
 def _public(row: RowMapping) -> Record:
-    """A run without what only the leases are about."""
+    """A run without its internal lease columns."""
     return {key: value for key, value in row.items() if key not in {"owner", "lease_expires_at"}}

@@ -1,51 +1,38 @@
-"""The tables, as the program and the migrations see them; no functions.
+"""The tables, and the values of their status columns.
 
-The comments are the data dictionary: analysts read them in the database and in the README.
+The comments are the data dictionary that analysts read in the database and in the documentation.
 """
 
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final, Literal
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     Table,
     Text,
-    TypeDecorator,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
+from etl.db.types import BigKey, Json, UtcDateTime
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """An instant in UTC: `timestamptz` in PostgreSQL, `YYYY-MM-DD HH:MM:SS.ffffff` in SQLite."""
+Status = Literal["running", "succeeded", "partial", "failed", "interrupted", "abandoned"]
+Completeness = Literal["proved", "consistent", "unproved"]
+EventKind = Literal[
+    "created",
+    "renamed",
+    "service_changed",
+    "group_changed",
+    "joined",
+    "left",
+    "removed",
+    "restored",
+]
 
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return value if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        instant: datetime = value
-        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-
-
-# In SQLite a key whose type is exactly INTEGER is the row's own, 64 bits wide, without an index.
-BigKey = BigInteger().with_variant(Integer(), "sqlite")
-# jsonb can be compared, so an unchanged value is recognised; json cannot.
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-# Names make a constraint droppable: without one, a later ALTER in SQLite cannot find it.
+# A later migration can drop only a constraint with a name; SQLite gives none by itself.
 metadata = MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
@@ -56,26 +43,26 @@ metadata = MetaData(
     }
 )
 
-# Our own name, so that another project's alembic_version in the same database is not ours.
+# Not Alembic's default name, which another project in the same database may use.
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
-# The newest of the migrations, which makes these tables.
-REVISION: Final = "0006"
+# The newest migration: it results in these tables.
+REVISION: Final = "0006_baseline"
 
 COUNTS: Final = {
-    "requests": "HTTP requests sent, retries included.",
-    "retries": "Requests that were repeated after a transient failure.",
-    "throttled": "Answers 429: the API asked for fewer requests.",
-    "pages": "Pages of the list that were stored.",
-    "chats_seen": "Chats on those pages; one read twice counts twice.",
+    "requests": "HTTP requests sent, including retries.",
+    "retries": "Requests repeated after a transient failure.",
+    "throttled": "429 responses: the API asked for fewer requests.",
+    "pages": "List pages stored.",
+    "chats_seen": "Chats on those pages. A chat that was read twice counts twice.",
     "chats_inserted": "Chats stored for the first time.",
     "chats_updated": "Chats whose row changed.",
-    "chats_unchanged": "Chats read that were already stored just so; nothing was written.",
+    "chats_unchanged": "Chats read without a change. Nothing was written for them.",
     "chats_removed": "Chats marked as removed.",
     "handles_inserted": "Participants stored for the first time.",
-    "handles_updated": "Participants whose row changed, those who came back included.",
+    "handles_updated": "Participants whose row changed, including those who came back.",
     "handles_removed": "Participants marked as removed.",
-    "rejected": "Records that could not be stored; see rejected_records.",
+    "rejected": "Records that could not be stored. See rejected_records.",
     "texts_cleaned": "Texts in which NUL or a lone surrogate was replaced by U+FFFD.",
 }
 
@@ -87,21 +74,22 @@ def _counts() -> list[Column[int]]:
     ]
 
 
-_CHANGED_AT = "When this row last changed: the time of the API answer that showed the change."
+_CHANGED_AT = "When this row last changed: the time of the API response that showed the change."
+_EXTRA = "JSON object of the API fields that this version of linq-etl does not know."
 
 phone_numbers = Table(
     "phone_numbers",
     metadata,
     Column("phone_number", Text, primary_key=True, comment="E.164 with plus, e.g. +13343284472."),
-    Column("label", Text, comment="The name given to it in the configuration."),
+    Column("label", Text, comment="The number's label from the configuration."),
     Column("first_seen_at", UtcDateTime, nullable=False, comment="When it was first synced."),
     Column(
         "first_loaded_at",
         UtcDateTime,
-        comment="When its list had been read to the end for the first time; null until then. "
-        "Chats found before this are the starting stock, not news.",
+        comment="When its list was first read to the end. Null until then. Chats found by a "
+        "number's first full read get no `created` event.",
     ),
-    comment="Every phone number that was ever configured here.",
+    comment="One row per phone number that was ever configured.",
 )
 
 chats = Table(
@@ -111,24 +99,24 @@ chats = Table(
     Column(
         "display_name",
         Text,
-        comment="A group's own name, else its participants joined with commas.",
+        comment="A group's own name, or the chat's participants joined by commas.",
     ),
-    Column("service", Text, comment="iMessage, SMS, RCS or whatever the API says."),
+    Column("service", Text, comment="iMessage, SMS, RCS or another service named by the API."),
     Column("is_group", Boolean, comment="Whether this is a group chat (the API's `group`)."),
     Column("message_count", BigInteger, comment="Messages in the chat, as last read."),
-    Column("extra", Json, comment="Fields that the API sends and this version does not know."),
-    Column("first_seen_at", UtcDateTime, nullable=False, comment="When it was first read."),
+    Column("extra", Json, comment=_EXTRA),
+    Column("first_seen_at", UtcDateTime, nullable=False, comment="When the chat was first read."),
     Column("changed_at", UtcDateTime, nullable=False, index=True, comment=_CHANGED_AT),
     Column(
         "removed_at",
         UtcDateTime,
-        comment="When the API confirmed that it is gone; null while it exists.",
+        comment="When the API confirmed that the chat no longer exists. Null while it exists.",
     ),
     Column(
         "digest",
         BigInteger,
-        comment="Internal: a hash of what the API said of the chat and its participants when they "
-        "were last written. A chat that is read with the same hash is not compared; null: it is.",
+        comment="Internal: hash of the chat and its participants as last written. A chat that is "
+        "read with the same hash is not compared. Null forces a comparison.",
     ),
     comment="One row per chat. Rows are never deleted.",
 )
@@ -151,34 +139,34 @@ chat_handles = Table(
         comment="The participant's phone number or e-mail address, exactly as the API sent it.",
     ),
     Column("service", Text, comment="The participant's messaging service."),
-    Column("joined_at", UtcDateTime, comment="When the participant joined; null if not said."),
-    Column("extra", Json, comment="Fields that the API sends and this version does not know."),
-    Column("first_seen_at", UtcDateTime, nullable=False, comment="When it was first read."),
+    Column("joined_at", UtcDateTime, comment="When the participant joined. Null if not known."),
+    Column("extra", Json, comment=_EXTRA),
+    Column(
+        "first_seen_at",
+        UtcDateTime,
+        nullable=False,
+        comment="When the participant was first read in this chat.",
+    ),
     Column("changed_at", UtcDateTime, nullable=False, index=True, comment=_CHANGED_AT),
     Column(
         "removed_at",
         UtcDateTime,
-        comment="When the chat was first read without this participant; null while present.",
+        comment="When the chat was first read without this participant. Null while present.",
     ),
-    # A B-tree refuses texts of more than some thousand characters, and a hash index takes ever
-    # longer for a value that many rows have: the number itself may take part in all its chats.
+    # A B-tree rejects texts longer than about 2,700 bytes. A hash index slows down with every row
+    # of the same value, and a configured number can be a participant of all its chats.
     Index(None, "phone_number", postgresql_using="spgist"),
     sqlite_with_rowid=False,
     comment="One row per participant of a chat. Rows are never deleted.",
 )
 
-# Here and in chat_message_counts each row is written in one transaction with what it refers to,
-# which is never deleted. PostgreSQL would check a foreign key row by row, which took longer than
-# all the rest of writing these tables.
+# Here and in chat_message_counts, each row is written in the same transaction as the row it refers
+# to, and that row is never deleted. PostgreSQL checks a foreign key row by row, which took longer
+# than all other writes to these tables.
 chat_phone_numbers = Table(
     "chat_phone_numbers",
     metadata,
-    Column(
-        "phone_number",
-        Text,
-        primary_key=True,
-        comment="The configured number.",
-    ),
+    Column("phone_number", Text, primary_key=True, comment="The configured number."),
     Column(
         "chat_id",
         BigInteger,
@@ -187,17 +175,22 @@ chat_phone_numbers = Table(
         index=True,
         comment="A chat in this number's list.",
     ),
-    Column("first_seen_at", UtcDateTime, nullable=False, comment="When it was first listed there."),
+    Column(
+        "first_seen_at",
+        UtcDateTime,
+        nullable=False,
+        comment="When the chat was first read in this list.",
+    ),
     Column(
         "removed_at",
         UtcDateTime,
-        comment="When it was found to be listed there no longer; null while it is.",
+        comment="When the chat was found to have left this list. Null while it is listed.",
     ),
     Column(
         "missing_since",
         UtcDateTime,
-        comment="Since when the list has been read without it although the API does not call it "
-        "gone; null while it is seen there.",
+        comment="When the list was first read without the chat although its removal is not "
+        "confirmed. Null otherwise.",
     ),
     sqlite_with_rowid=False,
     comment="Which configured number lists which chat. A chat can be in several lists.",
@@ -206,8 +199,8 @@ chat_phone_numbers = Table(
 sync_runs = Table(
     "sync_runs",
     metadata,
-    Column("id", BigKey, primary_key=True, comment="Counts up."),
-    Column("command", Text, nullable=False, comment="sync, backfill…"),
+    Column("id", BigKey, primary_key=True, comment="Ascending: a later run has a higher id."),
+    Column("command", Text, nullable=False, comment="The command: sync or backfill."),
     Column(
         "status",
         Text,
@@ -217,31 +210,32 @@ sync_runs = Table(
         "(its process died).",
     ),
     Column("started_at", UtcDateTime, nullable=False, comment="Before the first request."),
-    Column("finished_at", UtcDateTime, comment="Null while it runs."),
+    Column("finished_at", UtcDateTime, comment="Null while the run is in progress."),
     Column("version", Text, nullable=False, comment="Version of linq-etl."),
-    Column("host", Text, nullable=False, comment="Name of the machine it runs on."),
+    Column("host", Text, nullable=False, comment="Name of the machine."),
     Column(
         "owner",
         Text,
         nullable=False,
-        comment="Identity of the process, by which another run on that machine sees it has died.",
+        comment="Internal: identity of the process, so that a run on the same machine can detect "
+        "its death.",
     ),
     Column(
         "lease_expires_at",
         UtcDateTime,
         nullable=False,
-        comment="Until then its numbers are its own; moved on by a heartbeat while it runs.",
+        comment="Internal: when the run counts as dead, unless its heartbeat renews this time.",
     ),
-    Column("numbers_total", Integer, nullable=False, comment="Numbers it was to sync."),
-    Column("numbers_failed", Integer, nullable=False, comment="Those that were not synced."),
+    Column("numbers_total", Integer, nullable=False, comment="Phone numbers to sync."),
+    Column("numbers_failed", Integer, nullable=False, comment="Phone numbers that failed."),
     *_counts(),
     Column(
         "error_kind",
         Text,
-        comment="What to do about it, in a word: config, refused, token, unavailable, throttled, "
-        "database, schema, busy, lease_lost, interrupted or unexpected.",
+        comment="The kind of error: config, refused, token, unavailable, throttled, database, "
+        "schema, busy, lease_lost, interrupted or unexpected.",
     ),
-    Column("error_detail", Text, comment="The same as a sentence."),
+    Column("error_detail", Text, comment="The error as a sentence."),
     comment="The run log: one row per run, written before its first request.",
 )
 
@@ -261,35 +255,35 @@ sync_run_numbers = Table(
         Text,
         ForeignKey(phone_numbers.c.phone_number),
         primary_key=True,
-        comment="The number.",
+        comment="The configured number.",
     ),
     Column("status", Text, nullable=False, comment="As in sync_runs, for this number."),
-    Column("finished_at", UtcDateTime, comment="Null while it runs."),
+    Column("finished_at", UtcDateTime, comment="Null while the number is being synced."),
     Column(
         "completeness",
         Text,
-        comment="proved: the list as it was when the walk ended. consistent: read completely, "
+        comment="proved: exactly the list as it was when the walk ended. consistent: complete, "
         "unless chats came and went in pairs between the same two requests. unproved: neither; see "
-        "reason. Null if it was not read to the end.",
+        "reason. Null if the list was not read to the end.",
     ),
-    Column("reason", Text, comment="Why it is unproved, or why something was withheld."),
-    Column("first_page", BigInteger, comment="Where a backfill began to read; null for a sync."),
-    Column("passes", Integer, nullable=False, server_default="0", comment="Times it was read."),
-    Column("total_count", BigInteger, comment="Length of the list, as the API last said."),
-    Column("first_total_count", BigInteger, comment="Length of the list, as the API first said."),
+    Column("reason", Text, comment="Why the list is unproved, or why removals were withheld."),
+    Column("first_page", BigInteger, comment="The first page of a backfill. Null for a sync."),
+    Column("passes", Integer, nullable=False, server_default="0", comment="Passes over the list."),
+    Column("total_count", BigInteger, comment="The API's last count of chats in the list."),
+    Column("first_total_count", BigInteger, comment="The API's first count of chats in the list."),
     Column("distinct_ids", BigInteger, comment="Different chats seen in the last pass."),
-    Column("duplicates", BigInteger, comment="Rows read again, in all passes together."),
-    Column("shrinkages", BigInteger, comment="Answers that told of a shorter list than before."),
+    Column("duplicates", BigInteger, comment="Chats read again, over all passes."),
+    Column("shrinkages", BigInteger, comment="How often the API's count dropped during the walk."),
     Column(
         "missing",
         BigInteger,
-        comment="Chats known from before that were not seen, and whose removal is not confirmed.",
+        comment="Stored chats that the walk did not see and whose removal is not confirmed.",
     ),
     *_counts(),
     Column("error_kind", Text, comment="As in sync_runs, for this number."),
-    Column("error_detail", Text, comment="The same as a sentence."),
+    Column("error_detail", Text, comment="The error as a sentence."),
     Index(None, "phone_number", "run_id"),
-    comment="The run log per phone number, and how far to trust its list.",
+    comment="The run log per phone number, and how completely its list was read.",
 )
 
 number_leases = Table(
@@ -300,70 +294,54 @@ number_leases = Table(
         Text,
         ForeignKey(phone_numbers.c.phone_number),
         primary_key=True,
-        comment="The number.",
+        comment="The configured number.",
     ),
     Column(
         "run_id",
         BigKey,
         ForeignKey(sync_runs.c.id),
         nullable=False,
-        comment="The run that alone may write this number, while that run is alive.",
+        comment="The only run that may write this number, as long as that run is alive.",
     ),
-    comment="Which run holds which number. Internal to linq-etl.",
+    comment="Internal: which run holds which number.",
 )
 
 rejected_records = Table(
     "rejected_records",
     metadata,
-    Column("id", BigKey, primary_key=True, comment="Counts up."),
+    Column("id", BigKey, primary_key=True, comment="Ascending in the order of storing."),
     Column(
         "run_id",
         BigKey,
         ForeignKey(sync_runs.c.id),
         nullable=False,
         index=True,
-        comment="The run that read it.",
+        comment="The run that read the record.",
     ),
-    Column("phone_number", Text, comment="The number in whose list it was."),
-    Column("page", Integer, comment="The page it was on; null if it was asked for by itself."),
-    Column("reason", Text, nullable=False, comment="What is wrong with it, and where."),
+    Column("phone_number", Text, comment="The configured number whose list held the record."),
+    Column("page", Integer, comment="Its page of the list. Null if it was requested by its id."),
+    Column("reason", Text, nullable=False, comment="What is wrong with the record, and where."),
     Column("payload", Json, comment="The record as the API sent it."),
-    comment="Records that the API sent and that could not be stored.",
+    comment="Records from the API that could not be stored.",
 )
 
 chat_message_counts = Table(
     "chat_message_counts",
     metadata,
-    Column(
-        "chat_id",
-        BigInteger,
-        primary_key=True,
-        autoincrement=False,
-        comment="The chat.",
-    ),
+    Column("chat_id", BigInteger, primary_key=True, autoincrement=False, comment="The chat."),
     Column("observed_at", UtcDateTime, primary_key=True, comment="When the count was read."),
     Column("message_count", BigInteger, comment="The count from then on."),
-    Column(
-        "run_id",
-        BigKey,
-        nullable=False,
-        comment="The run that read it.",
-    ),
+    Column("run_id", BigKey, nullable=False, comment="The run that read the count."),
     sqlite_with_rowid=False,
-    comment="A chat's message count over time: its first value, then one row for each change.",
+    comment="A chat's message count over time: its first value, then one row per change.",
 )
 
 chat_events = Table(
     "chat_events",
     metadata,
-    Column("id", BigKey, primary_key=True, comment="Counts up."),
-    Column(
-        "run_id",
-        BigKey,
-        nullable=False,
-        comment="The run that noticed it.",
-    ),
-    Column("observed_at", UtcDateTime, nullable=False, index=True, comment="When it was noticed."),
+    Column("id", BigKey, primary_key=True, comment="Ascending in the order of storing."),
+    Column("run_id", BigKey, nullable=False, comment="The run that observed the change."),
+    Column("observed_at", UtcDateTime, nullable=False, index=True, comment="When it was observed."),
     Column("chat_id", BigInteger, ForeignKey(chats.c.id), nullable=False, comment="The chat."),
     Column(
         "kind",
@@ -372,16 +350,16 @@ chat_events = Table(
         comment="created, renamed, service_changed, group_changed, joined, left, removed or "
         "restored.",
     ),
-    Column("old_value", Text, comment="Before; for left: the participant."),
-    Column("new_value", Text, comment="After; for joined: the participant."),
+    Column("old_value", Text, comment="The value before. For left: the participant."),
+    Column("new_value", Text, comment="The value after. For joined: the participant."),
     Index(None, "chat_id", "observed_at"),
-    comment="What happened to chats since their number was first loaded; the starting stock of a "
-    "number makes no events.",
+    comment="Changes of chats. Chats found by a number's first full read get no `created` event.",
 )
 
-# By name; the migrations hold their SQL.
+# By name. The migrations hold their SQL.
 VIEWS: Final = {
-    "messages_per_day": "Messages gained per configured number and UTC day, as counted by the "
-    "syncs: what was there when a number was first loaded is no gain.",
-    "current_participants": "Who takes part now, in which chat, in whose list: nothing removed.",
+    "messages_per_day": "Messages gained per configured number and UTC day. The count at a "
+    "number's first load is not a gain.",
+    "current_participants": "Current participants of current chats, for each number that lists "
+    "the chat. Nothing marked as removed.",
 }

@@ -1,4 +1,4 @@
-"""What goes wrong on request: which fault a request meets, and what it does to the reply."""
+"""Faults: which one a request gets, and how it changes the reply."""
 
 import math
 import time
@@ -12,16 +12,16 @@ from typing import Literal
 
 from etl.sandbox.routes import Reply, reply_error, reply_text
 
-# What is sent in place of a reply; None closes the connection without an answer.
+# Changes a reply; None closes the connection without an answer.
 Fault = Callable[[Reply], Reply | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """`latency` in seconds, `rate_limit` in requests a second, the others as probabilities.
+    """`latency` in seconds, `rate_limit` in requests per second, the others as probabilities.
 
-    `cut` ends the answer early: one half against their Content-Length, the others without one.
-    A `rate_limit` below 1 is a budget over several seconds, and 0 throttles every request.
+    `cut` truncates the answer, half the time below its Content-Length, else without one. A
+    `rate_limit` below 1 allows one request in several seconds; 0 throttles every request.
     """
 
     latency: float = 0.0
@@ -35,7 +35,7 @@ class Faults:
 
 
 class FaultSource:
-    """Decides request by request, from the seed and a token bucket; `clock` tells Unix time."""
+    """Draws a fault per request, from the seed and a token bucket; `clock` gives Unix time."""
 
     def __init__(self, faults: Faults, clock: Callable[[], float] = time.time) -> None:
         rate = faults.rate_limit
@@ -64,7 +64,7 @@ class FaultSource:
         return None
 
     def _throttle(self, now: float) -> float:
-        """The seconds until a request is allowed again: 0 lets this one through, and counts it."""
+        """Seconds until the next request is allowed; 0 allows this one and counts it."""
         rate = self._faults.rate_limit
         if rate is None:
             return 0.0

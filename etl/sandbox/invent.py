@@ -1,4 +1,4 @@
-"""Invented chats and people that look like an account's own; the same seed, the same ones."""
+"""Invented chats and people, true to life; the same seed gives the same ones."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -23,7 +23,7 @@ _OFFSETS = ("-05:00", "-06:00", "-07:00", "+00:00", "Z", "+05:30")
 
 
 class Person(NamedTuple):
-    """Somebody in a chat; without a saved contact, the name is the address."""
+    """A participant; without a saved contact, the name is the address."""
 
     handle_id: int
     name: str
@@ -31,7 +31,7 @@ class Person(NamedTuple):
 
 
 class Inventor:
-    """Draws chats and participants from one source of randomness, with increasing ids."""
+    """Draws chats and participants from one random generator, with increasing ids."""
 
     def __init__(self, rng: Random) -> None:
         self._rng = rng
@@ -40,12 +40,12 @@ class Inventor:
         self._regulars: list[Person] = []
 
     def skip_ids_to(self, floor: int) -> None:
-        """Let the next chat and the next handle have the id after `floor`, if that is ahead."""
+        """Continue the ids of chats and handles after `floor`, if that is ahead."""
         self._last_chat_id = max(self._last_chat_id, floor)
         self._last_handle_id = max(self._last_handle_id, floor)
 
     def chat(self, numbers: Sequence[str]) -> dict[str, Any]:
-        """A chat of these account numbers with others, as the API shows it."""
+        """A chat between these account numbers and others, as the API sends it."""
         guests = [self._guest() for _ in range(self._guest_count(numbers))]
         # A regular drawn twice is still one participant.
         people = dict.fromkeys([*map(self._person, numbers), *guests])
@@ -62,14 +62,14 @@ class Inventor:
         return self._with_gaps(chat)
 
     def handle(self, service: str) -> dict[str, Any]:
-        """A further participant, as the API shows one."""
+        """Another participant, as the API sends one."""
         return self._handle(self._guest(), service)
 
     def group_name(self) -> str:
         return self._rng.choice(_GROUP) + self._rng.choice(_FLOURISH)
 
     def _guest(self) -> Person:
-        """Mostly somebody new, now and then one of a few who are in several chats."""
+        """Mostly a new person; sometimes one of a few regulars, who are in several chats."""
         if self._regulars and self._rng.random() < 0.05:
             return self._rng.choice(self._regulars)
         person = self._person(self._address())
@@ -113,12 +113,12 @@ class Inventor:
         return handle | {"joined_at": None if roll < 0.04 else self._joined_at()}
 
     def _joined_at(self) -> str:
-        at = datetime(2021, 3, 1) + timedelta(seconds=self._rng.random() * 4 * 365 * 86_400)  # noqa: DTZ001  # the offset is invented below
+        at = datetime(2021, 3, 1) + timedelta(seconds=self._rng.random() * 4 * 365 * 86_400)  # noqa: DTZ001  # the offset is added below
         timespec = self._rng.choice(("seconds", "milliseconds", "microseconds"))
         return at.isoformat(timespec=timespec) + self._rng.choice(_OFFSETS)
 
     def _with_gaps(self, chat: dict[str, Any]) -> dict[str, Any]:
-        """The API promises no field, so one other than an id is missing now and then."""
+        """Leave out a field now and then: the API promises none but the ids."""
         if self._rng.random() < 0.01:
             del chat["chat_handles"][-1][self._rng.choice(("phone_number", "service"))]
         if self._rng.random() < 0.03:

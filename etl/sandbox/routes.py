@@ -1,4 +1,4 @@
-"""The three routes that read the account, and how the API words its answers. No sockets."""
+"""The three routes that read the account, and the format of the answers. No sockets."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _GET_CHAT = re.compile(rf"{LIST_CHATS}/([0-9]{{1,19}})")
 
 
 class RefusedError(Exception):
-    """The request gets an error answer with this status."""
+    """The request is answered by an error with this status."""
 
     def __init__(self, status: HTTPStatus, detail: str) -> None:
         super().__init__(detail)
@@ -25,7 +25,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What goes over the wire; headers that contradict the body are sent as they are."""
+    """What goes over the wire; the headers may contradict the body."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,7 +42,7 @@ def reply_json(status: int, content: object) -> Reply:
 
 
 def reply_error(status: HTTPStatus, detail: str) -> Reply:
-    """The error shape of most endpoints; the code is the status's own name, such as `not_found`."""
+    """An error in the API's usual format; the code is the status in words, e.g. `not_found`."""
     code = status.phrase.lower().replace(" ", "_")
     error = {"status": status.value, "code": code, "title": status.phrase, "detail": detail}
     return reply_json(status, {"errors": [error]})
@@ -51,7 +51,7 @@ def reply_error(status: HTTPStatus, detail: str) -> Reply:
 def answer(
     world: World, path: str, *, query: Mapping[str, str], reach: Collection[str]
 ) -> dict[str, Any]:
-    """The content of a good answer, from the numbers in `reach` alone. Raises RefusedError."""
+    """The answer's content, limited to the numbers in `reach`. Raises RefusedError."""
     if path == LIST_CHATS:
         return _list_chats(world, query, reach)
     if path == LIST_PHONE_NUMBERS:
@@ -62,8 +62,8 @@ def answer(
     raise RefusedError(HTTPStatus.NOT_FOUND, "No such endpoint")
 
 
-def asked_number(query: Mapping[str, str]) -> str:
-    """The `phone_number` in E.164, where ten digits alone are a US number. Raises RefusedError."""
+def requested_number(query: Mapping[str, str]) -> str:
+    """The `phone_number` in E.164; ten digits are a US number. Raises RefusedError."""
     value = query.get("phone_number", "")
     if re.fullmatch(r"[0-9]{10}", value):
         return f"+1{value}"
@@ -73,7 +73,7 @@ def asked_number(query: Mapping[str, str]) -> str:
 
 
 def _list_chats(world: World, query: Mapping[str, str], reach: Collection[str]) -> dict[str, Any]:
-    number = asked_number(query)
+    number = requested_number(query)
     page = _positive(query, "page", default=1)
     per_page = min(100, _positive(query, "per_page", default=25))
     if number not in reach or number not in world.numbers:

@@ -1,4 +1,4 @@
-"""The HTTP side of the sandbox: tokens, one lock around the world, and what was asked of it."""
+"""The HTTP side of the sandbox: tokens, the record of requests, one lock around the world."""
 
 import contextlib
 import hmac
@@ -24,7 +24,7 @@ TOKEN_HEADER = "X-LINQ-INTEGRATION-TOKEN"
 
 
 class Request(NamedTuple):
-    """One request as it was answered; status 0 is a connection closed without an answer."""
+    """A recorded request; status 0 is a connection closed without an answer."""
 
     method: str
     path: str
@@ -35,8 +35,8 @@ class Request(NamedTuple):
 class Sandbox:
     """Serves the world on 127.0.0.1, from `start` or the `with` statement until `stop`.
 
-    The main token reaches every number; `tokens` maps others to the numbers that each reaches.
-    Hold `lock` to change the world while requests may be under way.
+    The main token reaches every number; `tokens` maps further tokens to the numbers they reach.
+    Hold `lock` to change the world while requests may be in flight.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """Setting them starts their randomness and their request budget afresh."""
+        """Setting them restarts the random faults and the rate limit."""
         return self._faults
 
     @faults.setter
@@ -81,7 +81,7 @@ class Sandbox:
         self._fault_source = FaultSource(faults)
 
     def start(self) -> threading.Thread:
-        """Serve from a thread of its own."""
+        """Serve in a new thread."""
         # A short poll makes `stop` prompt.
         serve = partial(self._server.serve_forever, poll_interval=0.02)
         thread = threading.Thread(target=serve, name="sandbox", daemon=True)
@@ -90,8 +90,8 @@ class Sandbox:
         return thread
 
     def stop(self) -> None:
-        """Close the port and every connection; another sandbox may then take the port."""
-        # Taken first, as another thread may be stopping the sandbox too.
+        """Close the port and every connection; the port is then free."""
+        # Cleared first, because another thread may call `stop` too.
         thread, self._thread = self._thread, None
         if thread:
             self._server.shutdown()
@@ -99,7 +99,7 @@ class Sandbox:
         self._server.server_close()
 
     def serve_forever(self) -> None:
-        """Serve until the calling thread is interrupted or another one calls `stop`."""
+        """Serve until this thread is interrupted or another one calls `stop`."""
         thread = self._thread or self.start()
         try:
             thread.join()
@@ -117,7 +117,7 @@ class Sandbox:
             if reply and fault:
                 reply = fault(reply)
             elif reply and path == routes.LIST_CHATS and reply.status == HTTPStatus.OK:
-                self.world.move(self.motion, routes.asked_number(query))
+                self.world.move(self.motion, routes.requested_number(query))
             self.requests.append(Request("GET", path, query, reply.status if reply else 0))
             self.request_count += 1
         return reply
@@ -137,7 +137,7 @@ class Sandbox:
 
 
 class _Server(ThreadingTCPServer):
-    # Not http.server's own class, which asks the resolver for this machine's name.
+    # Not HTTPServer, which looks up the host name of this machine.
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 128
@@ -155,14 +155,14 @@ class _Server(ThreadingTCPServer):
         super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Also end the connections kept alive, or their threads would go on answering."""
+        """Also close idle connections, whose threads would otherwise go on answering."""
         super().server_close()
         for connection in self._connections.copy():
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error of the sandbox."""
+        """Ignore clients that disconnect."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "sandbox"
     disable_nagle_algorithm = True
-    # Head and body leave in one write: the largest page is well below this buffer.
+    # One write for head and body: the largest page is well below this buffer.
     wbufsize = 1 << 20
 
     def __init__(self, sandbox: Sandbox, *args: Any) -> None:
@@ -190,4 +190,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(reply.body)
 
     def log_message(self, *_: object) -> None:
-        """Stay quiet: `Sandbox.requests` tells what was asked."""
+        """Log nothing: `Sandbox.requests` records the requests."""

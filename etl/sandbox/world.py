@@ -1,4 +1,4 @@
-"""The account: its chats, which number lists which of them, and how they change. No HTTP."""
+"""The account: its chats, the list of each phone number, and how they change. No HTTP."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Order = Literal["id", "id-desc", "recency", "shuffled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """How many changes follow each List Chats request; 0.5 is one after every second request."""
+    """Changes per List Chats request; 0.5 is one after every second request."""
 
     jumps: float = 0
     creates: float = 0
@@ -24,10 +24,10 @@ class Motion:
 
 
 class World:
-    """Chats by id, and for every number the ordered list of those it shows.
+    """Chats by id, and an ordered list of chats per phone number.
 
-    An operation replaces a chat's dict and never edits it, so earlier answers stay as they were;
-    callers must not edit them either. An operation on an unknown or deleted chat raises KeyError.
+    Operations replace a chat's dict and never mutate it, so earlier answers stay unchanged; callers
+    must not mutate one either. An operation on an unknown or deleted chat raises KeyError.
     """
 
     def __init__(self, numbers: Sequence[str], *, order: Order = "recency", seed: int = 1) -> None:
@@ -40,12 +40,12 @@ class World:
         self._owners: dict[int, tuple[str, ...]] = {}
         self._activity: dict[int, int] = {}
         self._clock = 0
-        # Sorted (rank, id) pairs: a chat is found by bisection, and a page is a slice.
+        # Sorted (rank, id) pairs: bisection finds a chat, and a slice is a page.
         self._lists: dict[str, list[tuple[int, int]]] = {number: [] for number in numbers}
         self._owed: dict[tuple[str, ...], float] = {}
 
     def populate(self, owners: Sequence[tuple[str, ...]]) -> None:
-        """Add a chat for each tuple of numbers; the last ids exceed 2**31, the very last 2**53."""
+        """Add a chat per tuple of numbers; the last five ids exceed 2**31, the last one 2**53."""
         count = len(owners)
         activities = self._rng.sample(range(count), count)
         for index, (numbers, activity) in enumerate(zip(owners, activities, strict=True), start=1):
@@ -59,7 +59,7 @@ class World:
             entries.sort()
 
     def page(self, number: str, page: int, per_page: int) -> dict[str, Any]:
-        """The answer to List Chats, without data beyond the last page. KeyError: unknown number."""
+        """The answer to List Chats; no data beyond the last page. Raises KeyError."""
         entries = self._lists[number]
         start = (page - 1) * per_page
         shown = entries[start : start + per_page]
@@ -78,15 +78,15 @@ class World:
         return self._chats[chat_id]
 
     def listing(self, number: str) -> tuple[int, ...]:
-        """The ids that the number lists now, in order (ascending if the order is shuffled)."""
+        """The ids that the number lists now, in order; ascending if the order is shuffled."""
         return tuple(chat_id for _, chat_id in self._lists[number])
 
     def owners(self, chat_id: int) -> tuple[str, ...]:
-        """The account's numbers that take part in the chat, also those that no longer list it."""
+        """The account's numbers in the chat, including those that no longer list it."""
         return self._owners[chat_id]
 
     def phone_numbers(self) -> list[dict[str, Any]]:
-        """The account's numbers as List Phone Numbers shows them."""
+        """The account's numbers as List Phone Numbers sends them."""
         return [
             {
                 "id": 7 + index,
@@ -98,7 +98,7 @@ class World:
         ]
 
     def create(self, number: str) -> int:
-        """A new chat of this number, with its first message."""
+        """Create a chat of this number with one message."""
         chat = self._inventor.chat((number,)) | {"message_count": 1}
         self._clock += 1
         chat_id = self._enter(chat, (number,), activity=self._clock)
@@ -106,21 +106,21 @@ class World:
         return chat_id
 
     def delete(self, chat_id: int) -> int:
-        """Take the chat out of every list and out of Get Chat."""
+        """Remove the chat from every list and from Get Chat."""
         self._deleted[chat_id] = self._chats.pop(chat_id)
         for number in self._owners[chat_id]:
             self._unlist(number, chat_id)
         return chat_id
 
     def leave_list(self, number: str, chat_id: int) -> int:
-        """Take the chat out of this number's list only; Get Chat still knows it."""
+        """Remove the chat from this number's list only; Get Chat still finds it."""
         if chat_id not in self._chats:
             raise KeyError(chat_id)
         self._unlist(number, chat_id)
         return chat_id
 
     def restore(self, chat_id: int) -> int:
-        """Undo `delete` and every `leave_list`: the chat is listed where it would be by now."""
+        """Undo `delete` and every `leave_list`; the chat is listed at its present rank."""
         if chat_id in self._deleted:
             self._chats[chat_id] = self._deleted.pop(chat_id)
         for number in self._owners[chat_id]:
@@ -129,7 +129,7 @@ class World:
         return chat_id
 
     def jump(self, chat_id: int) -> int:
-        """A new message: one more in the count, and the head of every list kept by recency."""
+        """Receive a message: the count grows, and the chat heads every list ordered by recency."""
         count = self._chats[chat_id].get("message_count") or 0
         listing = [number for number in self._owners[chat_id] if self._unlist(number, chat_id)]
         self._clock += 1
@@ -139,19 +139,19 @@ class World:
         return self.edit(chat_id, message_count=count + 1)
 
     def edit(self, chat_id: int, **fields: Any) -> int:
-        """Set any fields of the chat, also ones that the API does not know today."""
+        """Set any fields of the chat, including ones that the API does not have today."""
         self._chats[chat_id] = self._chats[chat_id] | fields
         return chat_id
 
     def rename(self, chat_id: int, name: str | None = None) -> int:
-        """Give the chat this name, or an invented one that differs from its present one."""
+        """Give the chat this name, or an invented one that differs from the present one."""
         present = self._chats[chat_id].get("display_name")
         invented = iter(self._inventor.group_name, None)
         other = name or next(candidate for candidate in invented if candidate != present)
         return self.edit(chat_id, display_name=other)
 
     def change_service(self, chat_id: int, service: str | None = None) -> int:
-        """Move the chat to this service, or to another one than its present one."""
+        """Move the chat to this service, or to one that differs from the present one."""
         present = self._chats[chat_id].get("service")
         others = [known for known in SERVICES if known != present]
         return self.edit(chat_id, service=service or self._rng.choice(others))
@@ -163,7 +163,7 @@ class World:
         return self.edit(chat_id, chat_handles=[*chat.get("chat_handles", ()), joining])
 
     def leave(self, chat_id: int) -> int:
-        """Remove one participant who is not the account itself, if there is any."""
+        """Remove one participant other than the account's numbers, if there is one."""
         handles = self._chats[chat_id].get("chat_handles", ())
         guests = [handle for handle in handles if handle.get("phone_number") not in self.numbers]
         if not guests:
@@ -174,7 +174,7 @@ class World:
         )
 
     def move(self, motion: Motion, number: str) -> None:
-        """Let happen what follows one List Chats request, to chats that this number lists."""
+        """Apply the changes that follow one List Chats request, to chats that this number lists."""
         changes: tuple[tuple[float, Callable[[int], int]], ...] = (
             (motion.jumps, self.jump),
             (motion.deletes, self.delete),
@@ -190,9 +190,9 @@ class World:
                     change(self._rng.choice(entries)[1])
 
     def _due(self, rate: float, *key: str) -> int:
-        """How many changes are due by now; what is left of them counts towards the next call."""
+        """How many changes are due now; the fraction left counts towards the next call."""
         owed = self._owed.get(key, 0.0) + rate
-        # Ten times 0.1 is a little under 1.
+        # In floating point, ten times 0.1 is slightly below 1.
         due = int(owed + 1e-9)
         self._owed[key] = owed - due
         return due
@@ -214,7 +214,7 @@ class World:
         entries.insert(bisect_left(entries, entry), entry)
 
     def _unlist(self, number: str, chat_id: int) -> bool:
-        """Whether the number listed the chat until now."""
+        """Remove the chat from the list; False if it was not listed."""
         entries, entry = self._lists[number], self._entry(chat_id)
         at = bisect_left(entries, entry)
         listed = entries[at : at + 1] == [entry]
@@ -230,7 +230,7 @@ def build_world(
     chats_per_number: int = 120,
     order: Order = "recency",
 ) -> World:
-    """An account whose numbers list exactly so many chats each, a tenth shared by two of them."""
+    """An account with this many chats per number; pairs of numbers share a tenth of theirs."""
     pairs = list(zip(numbers[::2], numbers[1::2], strict=False))
     shared = round(chats_per_number / 10)
     owners: list[tuple[str, ...]] = [pair for pair in pairs for _ in range(shared)]

@@ -1,14 +1,14 @@
-"""Chats that were known and not seen in a walk are asked for one by one: absence proves nothing.
+"""Ask the API for chats that a walk did not see, one by one: absence from a list proves nothing.
 
-The API's 404 means gone, its 200 alive, anything else unknown; what is not asked for is unknown
-too. What is gone in suspicious numbers is not believed: rather a fault on the way than a purge.
+A 404 means gone and a 200 alive; anything else, or no request at all, leaves a chat unknown. Too
+many removals at once are treated as an upstream fault and withheld.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from etl.api.decode import Chat, Rejected
+from etl.api.models import Chat, Rejected
 from etl.errors import (
     AccessDeniedError,
     ApiUnavailableError,
@@ -16,7 +16,7 @@ from etl.errors import (
     TokenRefusedError,
 )
 
-Ask = Callable[[int], Awaitable[Chat | Rejected | None]]
+GetChat = Callable[[int], Awaitable[Chat | Rejected | None]]
 
 SUSPICIOUS_COUNT = 10
 SUSPICIOUS_SHARE = 0.1
@@ -24,24 +24,24 @@ SUSPICIOUS_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Confirmations:
-    """What the API said of the chats that it was asked for."""
+    """The chats of which the API gave a clear answer: gone by id, alive with their current data."""
 
     gone: tuple[int, ...]
     alive: tuple[Chat, ...]
 
 
 def suspicious(removed: int, known: int) -> bool:
-    """Whether so many removals should not be believed."""
+    """Whether so many removals look like an upstream fault: over 10, and over 10 % of `known`."""
     return removed > SUSPICIOUS_COUNT and removed > SUSPICIOUS_SHARE * known
 
 
 async def confirm_missing(
-    chat_ids: Sequence[int], ask: Ask, *, width: int, enough: Callable[[int], bool]
+    chat_ids: Sequence[int], get_chat: GetChat, *, width: int, stop_when: Callable[[int], bool]
 ) -> Confirmations:
-    """Ask for each chat, `width` of them at a time, until the API is unavailable.
+    """Ask for each chat, `width` at a time, until the API is unavailable.
 
-    Stops also when `enough` says so of the number that are gone. Raises TokenRefused if the API
-    refuses the token.
+    `stop_when` gets the number of chats found gone so far, and stops the rest if it returns true.
+    Raises TokenRefusedError.
     """
     remaining = iter(chat_ids)
     gone: list[int] = []
@@ -51,10 +51,10 @@ async def confirm_missing(
     async def worker() -> None:
         nonlocal unavailable
         for chat_id in remaining:
-            if unavailable or enough(len(gone)):
+            if unavailable or stop_when(len(gone)):
                 return
             try:
-                chat = await ask(chat_id)
+                chat = await get_chat(chat_id)
             except (RequestRefusedError, AccessDeniedError):
                 continue
             except ApiUnavailableError:

@@ -1,4 +1,4 @@
-"""One number of a run: its list is walked into the database, and what it lacks is looked for."""
+"""Sync one phone number: read its list, store it, settle the chats that are missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.decode import Chat, Page, Rejected
+from etl.api.models import Chat, Page, Rejected
 from etl.config import Config, PhoneNumber
-from etl.db import run_log as runs
+from etl.db import run_log
 from etl.db.engine import in_reading, in_transaction
 from etl.db.run_log import LastWalk, NumberOutcome
 from etl.db.store.batch import ObservedPage
@@ -17,7 +17,7 @@ from etl.db.store.removals import Removals, known_chats
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.phone import e164_or_none
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
-from etl.sync.progress import Report
+from etl.sync.progress import Progress
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, read_range, walk
 from etl.sync.writer import Writer
@@ -27,8 +27,9 @@ from etl.sync.writer import Writer
 class RunOptions:
     """What a run is asked to do.
 
-    A `sync` walks each list and removes what is gone; a `backfill` removes nothing, and may read
-    only some pages, from `first_page` (1 or, after an interruption, further on) to `last_page`.
+    A `sync` walks each list and removes what is gone. A `backfill` removes nothing and may read a
+    page range: from `first_page` (default: 1, or where an interrupted backfill stopped) to
+    `last_page`.
     """
 
     numbers: tuple[PhoneNumber, ...]
@@ -47,55 +48,63 @@ class RunContext:
 
     config: Config
     engine: Engine
-    linq: LinqClient
+    client: LinqClient
     writer: Writer
-    report: Report
+    progress: Progress
     run_id: int
-    now: Callable[[], datetime]
+    clock: Callable[[], datetime]
 
 
 class NumberSync:
-    """The reading of one number and what follows from it."""
+    """One number in a run. Without `emit_created`, new chats get no `created` event."""
 
     def __init__(
-        self, tools: RunContext, plan: RunOptions, line: RequestContext, *, emit_created: bool
+        self,
+        context: RunContext,
+        options: RunOptions,
+        request: RequestContext,
+        *,
+        emit_created: bool,
     ) -> None:
-        self._tools = tools
-        self._plan = plan
-        self._line = line
+        assert request.phone_number  # noqa: S101  # only the run itself has requests without one
+        self._context = context
+        self._options = options
+        self._request = request
+        self._phone_number = request.phone_number
         self._emit_created = emit_created
-        self._width = 2 * tools.config.api.max_concurrency
+        self._width = 2 * context.config.api.max_concurrency
         self._rejected = 0
 
     async def run(self) -> NumberOutcome:
-        """Read the list as planned; raises what keeps it from being read to the end."""
-        if self._plan.command == "backfill":
-            first_page = await in_transaction(self._tools.engine, self._begin_backfill)
-            if first_page > 1 or self._plan.last_page:
+        """Read the list and settle what is missing. Raises the error that stopped the reading."""
+        if self._options.command == "backfill":
+            first_page = await in_transaction(self._context.engine, self._begin_backfill)
+            if first_page > 1 or self._options.last_page:
                 return await self._read_range(first_page)
         with ChatIds() as ids:
-            last_walk = await in_reading(self._tools.engine, lambda c: self._remember(c, ids))
+            last_walk = await in_reading(self._context.engine, lambda c: self._recall(c, ids))
             return await self._read_all(ids, last_walk)
 
     # A whole list
 
-    def _remember(self, connection: Connection, ids: ChatIds) -> LastWalk | None:
-        for missing, chat_ids in known_chats(connection, self._line.phone_number):
-            ids.know(chat_ids, missing=missing)
-        return runs.last_walk(connection, self._line.phone_number, before=self._tools.run_id)
+    def _recall(self, connection: Connection, ids: ChatIds) -> LastWalk | None:
+        """Fill `ids` with the chats known before; return the walk that this one can prove."""
+        for missing, chat_ids in known_chats(connection, self._phone_number):
+            ids.add_known(chat_ids, missing=missing)
+        return run_log.last_walk(connection, self._phone_number, before=self._context.run_id)
 
     async def _read_all(self, ids: ChatIds, last_walk: LastWalk | None) -> NumberOutcome:
         verdict = await self._walk(ids)
-        proved = self._plan.prove and await self._prove(ids, verdict)
-        withheld = await self._look_for_missing(ids, verdict)
-        proves = last_walk and ids.seen_last_time_and_now() == last_walk.total_count
-        doubts = [withheld, None if proved else verdict.reason]
+        proved = self._options.prove and await self._prove(ids, verdict)
+        withheld = await self._settle_missing(ids, verdict)
+        proves = last_walk and ids.count_seen_in_both_walks() == last_walk.total_count
+        reasons = [withheld, None if proved else verdict.reason]
         return NumberOutcome(
-            self._line.phone_number,
+            self._phone_number,
             "partial" if withheld or self._rejected else "succeeded",
-            self._line.traffic,
+            self._context.client.usage[self._phone_number],
             completeness="proved" if proved else verdict.completeness,
-            reason="; ".join(filter(None, doubts)) or None,
+            reason="; ".join(filter(None, reasons)) or None,
             passes=ids.passes,
             evidence={
                 "total_count": verdict.total_count,
@@ -103,7 +112,7 @@ class NumberSync:
                 "distinct_ids": verdict.distinct,
                 "duplicates": verdict.duplicates,
                 "shrinkages": verdict.shrinkages,
-                "missing": ids.missing_count(),
+                "missing": ids.count_missing(),
             },
             proved_run=last_walk.run_id if last_walk and proves else None,
         )
@@ -114,81 +123,81 @@ class NumberSync:
             self._deliver,
             ids,
             width=self._width,
-            max_passes=self._tools.config.sync.max_passes,
+            max_passes=self._context.config.sync.max_passes,
         )
 
     async def _prove(self, ids: ChatIds, verdict: Verdict) -> bool:
-        """Walk again now: were the chats seen both times as many as the first walk last counted?"""
+        """Walk again: the ids seen in both walks must be as many as the first one last counted."""
         passes = ids.passes
         await self._walk(ids)
-        return ids.seen_before_and_since(passes + 1) == verdict.total_count
+        return ids.count_seen_before_and_since(passes + 1) == verdict.total_count
 
-    # What was known and not seen
+    # Missing chats: known before, not seen in this walk
 
-    async def _look_for_missing(self, ids: ChatIds, verdict: Verdict) -> str | None:
-        """Ask for the missing chats and settle what the answers tell; return what was withheld."""
-        missing, known = ids.missing_count(), ids.known_count()
-        if not missing or self._plan.command == "backfill":
+    async def _settle_missing(self, ids: ChatIds, verdict: Verdict) -> str | None:
+        """Ask for each missing chat and store the answers; return why removals were withheld."""
+        missing, known = ids.count_missing(), ids.count_known()
+        if not missing or self._options.command == "backfill":
             return None
-        if verdict.distinct == 0 and not self._plan.allow_removals:
-            return f"the list came back empty where {known} chats were known; {_ALLOW}"
+        if verdict.distinct == 0 and not self._options.allow_removals:
+            return f"the list came back empty but {known} chats were known; {_ALLOW}"
         if unreached := await self._unreached():
             return unreached
-        asked = list(ids.missing(self._tools.config.sync.max_confirmations))
-        observed_at = self._tools.now()
-        answers = await confirm_missing(
-            asked,
-            self._ask,
-            width=self._tools.config.api.max_concurrency,
-            enough=lambda gone: self._disbelieved(gone, known),
+        observed_at = self._context.clock()
+        confirmations = await confirm_missing(
+            list(ids.missing(self._context.config.sync.max_confirmations)),
+            self._get_chat,
+            width=self._context.config.api.max_concurrency,
+            stop_when=lambda gone: self._suspicious(gone, known),
         )
-        if answers.alive:
-            await self._refresh(answers.alive, observed_at)
-        return await self._settle(ids, answers, verdict, observed_at)
+        if confirmations.alive:
+            await self._refresh(confirmations.alive, observed_at)
+        return await self._store_removals(ids, confirmations, verdict, observed_at)
 
-    async def _settle(
-        self, ids: ChatIds, answers: Confirmations, verdict: Verdict, observed_at: datetime
+    async def _store_removals(
+        self, ids: ChatIds, confirmations: Confirmations, verdict: Verdict, observed_at: datetime
     ) -> str | None:
-        """Store what the answers tell, unless it is hard to believe; return what is in doubt."""
-        missing, known = ids.missing_count(), ids.known_count()
-        gone, alive = set(answers.gone), {chat.id for chat in answers.alive}
-        complete = verdict.completeness == "consistent"
-        left = alive & set(ids.missing_before()) if complete else set()
-        # Those that were not asked for, or not answered, are taken to be as the others.
+        """Store what was confirmed, unless it is suspicious; return what was withheld."""
+        missing, known = ids.count_missing(), ids.count_known()
+        gone, alive = set(confirmations.gone), {chat.id for chat in confirmations.alive}
+        consistent = verdict.completeness == "consistent"
+        left = alive & set(ids.missing_twice()) if consistent else set()
+        # Extrapolate from the answers to the chats that were not asked for or not answered.
         expected = len(left) + len(gone) * missing // max(len(gone) + len(alive), 1)
-        disbelieved = self._disbelieved(expected, known)
-        if disbelieved:
+        suspicious_now = self._suspicious(expected, known)
+        if suspicious_now:
             gone, left, still = set(), set(), alive
         else:
             still = set(ids.missing()) - left - gone
-        await self._tools.writer.put(
-            Removals(self._line.phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
+        await self._context.writer.put(
+            Removals(self._phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
         )
-        ids.settle((*gone, *left))
-        if disbelieved:
+        ids.forget((*gone, *left))
+        if suspicious_now:
             return f"about {expected} of {known} known chats are gone or not listed; {_ALLOW}"
         unknown = missing - len(gone) - len(alive)
         return f"{unknown} missing chats are unknown: not asked, or no answer" if unknown else None
 
-    def _disbelieved(self, removed: int, known: int) -> bool:
-        return suspicious(removed, known) and not self._plan.allow_removals
+    def _suspicious(self, removed: int, known: int) -> bool:
+        return suspicious(removed, known) and not self._options.allow_removals
 
     async def _unreached(self) -> str | None:
-        """Why this number's removals cannot be believed, if the token does not reach it now."""
+        """Why removals are withheld for this number, if the token does not reach it now."""
         try:
-            numbers = await self._tools.linq.list_phone_numbers(self._line)
+            numbers = await self._context.client.list_phone_numbers(self._request)
         except (RequestRefusedError, TokenRefusedError):
-            return None  # The token may list chats and not numbers; then this cannot be known.
+            return None  # A token may list chats but not numbers: then the question has no answer.
         except ApiUnavailableError:
             return "whether the token still reaches the number is unknown; removals are withheld"
-        if self._line.phone_number in {e164_or_none(number.phone_number) for number in numbers}:
+        if self._phone_number in {e164_or_none(number.phone_number) for number in numbers}:
             return None
         return f"the token's numbers do not include this one; {_ALLOW}"
 
-    async def _ask(self, chat_id: int) -> Chat | Rejected | None:
-        return await self._tools.linq.get_chat(self._line, chat_id)
+    async def _get_chat(self, chat_id: int) -> Chat | Rejected | None:
+        return await self._context.client.get_chat(self._request, chat_id)
 
     async def _refresh(self, chats: tuple[Chat, ...], observed_at: datetime) -> None:
+        """Store chats that were asked for one by one; that does not put them in the list."""
         page = Page(
             page_number=0,
             per_page=len(chats),
@@ -199,18 +208,19 @@ class NumberSync:
             texts_cleaned=0,
             observed_at=observed_at,
         )
-        await self._tools.writer.put(
-            ObservedPage(self._line.phone_number, page, self._emit_created, listed=False)
+        await self._context.writer.put(
+            ObservedPage(self._phone_number, page, self._emit_created, listed=False)
         )
 
-    # A part of a list
+    # A page range
 
     def _begin_backfill(self, connection: Connection) -> int:
-        """The page to begin at: as asked, else where an interrupted backfill came to."""
-        first_page = self._plan.first_page or runs.resume_page(
-            connection, self._line.phone_number, before=self._tools.run_id, margin=self._width + 3
+        """The first page: as asked, else where an interrupted backfill stopped."""
+        run_id = self._context.run_id
+        first_page = self._options.first_page or run_log.resume_page(
+            connection, self._phone_number, before=run_id, margin=self._width + 3
         )
-        runs.note_first_page(connection, self._tools.run_id, self._line.phone_number, first_page)
+        run_log.note_first_page(connection, run_id, self._phone_number, first_page)
         return first_page
 
     async def _read_range(self, first_page: int) -> NumberOutcome:
@@ -218,27 +228,25 @@ class NumberSync:
             self._fetch,
             self._deliver,
             first=first_page,
-            last=self._plan.last_page,
+            last=self._options.last_page,
             width=self._width,
         )
         return NumberOutcome(
-            self._line.phone_number,
+            self._phone_number,
             "partial" if self._rejected else "succeeded",
-            self._line.traffic,
+            self._context.client.usage[self._phone_number],
             reason=f"only pages {first_page} to {last.page_number} were read; the next sync tells "
             "whether the list is complete",
             evidence={"total_count": last.total_count},
         )
 
     async def _fetch(self, page: int) -> Page:
-        return await self._tools.linq.list_chats(self._line, page)
+        return await self._context.client.list_chats(self._request, page)
 
     async def _deliver(self, page: Page) -> None:
         self._rejected += len(page.rejected)
-        await self._tools.writer.put(
-            ObservedPage(self._line.phone_number, page, self._emit_created)
-        )
-        self._tools.report.page_read(self._line.phone_number, page)
+        await self._context.writer.put(ObservedPage(self._phone_number, page, self._emit_created))
+        self._context.progress.page_read(self._phone_number, page)
 
 
-_ALLOW = "removals are withheld; if this is right, let them through with --allow-removals"
+_ALLOW = "removals are withheld; if this is right, apply them with --allow-removals"

@@ -1,4 +1,4 @@
-"""How a run is watched: what a report of it is told, and the report in log lines."""
+"""What a run tells while it works, and the implementation that writes log lines."""
 
 import time
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from etl import log
-from etl.api.decode import Page
+from etl.api.models import Page
 from etl.config import PhoneNumber
 from etl.db.run_log import NumberOutcome, Record
 from etl.phone import shortened
@@ -14,24 +14,24 @@ from etl.phone import shortened
 LOG_EVERY_SECONDS = 10.0
 
 
-class Report(AbstractContextManager["Report"], Protocol):
-    """Where a run is watched; entered before it starts."""
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """Receives the events of one run; a context manager, entered before the run starts."""
 
     def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
-        """The run has a row in the run log."""
+        """The run has its row in the run log."""
 
     def page_read(self, phone_number: str, page: Page) -> None:
         """A page of the number's list was read."""
 
     def number_ended(self, outcome: NumberOutcome) -> None:
-        """A number is done, well or not."""
+        """A number has ended, successfully or not."""
 
     def run_ended(self, record: Record) -> None:
-        """The run is closed; `record` is its row, its numbers under `numbers`."""
+        """The run is closed; `record` is its row, with its numbers under `numbers`."""
 
 
-class LogProgress(Report):
-    """Structured log lines: a number's progress at most every ten seconds."""
+class LogProgress(Progress):
+    """Writes log lines; pages at most every ten seconds."""
 
     def __init__(self) -> None:
         self._pages: dict[str, int] = {}
@@ -63,7 +63,7 @@ class LogProgress(Report):
             completeness=outcome.completeness,
             reason=outcome.reason,
             total_count=outcome.evidence.get("total_count"),
-            requests=outcome.traffic.requests,
+            requests=outcome.usage.requests,
             error_kind=outcome.error_kind,
             error_detail=outcome.error_detail,
         )

@@ -1,38 +1,29 @@
-"""The main job: a run over many numbers, from its row in the run log to its exit code.
-
-A page's way: Linq.list_chats fetches and decodes it, walk keeps the books on it, NumberSync hands
-it to Writer, which puts it into the next transaction, where store writes it and runs adds its
-counts.
-"""
+"""The main job: claim numbers, sync them side by side, close the run, derive the exit code."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 
 from etl import log
 from etl.api.client import LinqClient, RequestContext
-from etl.api.pace import ApiUsage
 from etl.config import Config, PhoneNumber, Token
-from etl.db import leases
-from etl.db import run_log as runs
+from etl.db import leases, run_log
 from etl.db.engine import database_clock, in_transaction
 from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
 from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
 from etl.phone import e164_or_none, shortened
 from etl.sync.number import NumberSync, RunContext, RunOptions
-from etl.sync.progress import Report
+from etl.sync.progress import Progress
 from etl.sync.writer import Writer
-
-_NO_NUMBER = ""  # on whose bill the requests go that are for the whole run
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The run as the log has it, what went wrong in a sentence each, and the exit code."""
+class RunResult:
+    """The run's record from the log, a sentence per error, and the exit code."""
 
     record: Record
     errors: Sequence[str]
@@ -40,180 +31,180 @@ class Result:
 
 
 async def sync(
-    config: Config, engine: Engine, linq: LinqClient, *, plan: RunOptions, report: Report
-) -> Result:
-    """Sync the numbers of the plan, and if it says so all others that the token reaches.
+    config: Config, engine: Engine, client: LinqClient, *, options: RunOptions, progress: Progress
+) -> RunResult:
+    """Sync the numbers of `options`, and with `all_reached` every other number of the token.
 
-    Returns when every number has ended, well or not. Raises what ends the whole run: DatabaseError,
-    LeaseLost, or, while the numbers are asked for, an error of the API. However it ends, and also
-    when it is cancelled, the transaction in hand is finished and the run is closed first.
+    Returns when every number has ended; a number's failure is in the result. Raises what ends the
+    whole run: DatabaseError, LeaseLostError, or an API error while the numbers are listed. In every
+    case, cancellation included, the transaction in progress ends and the run is closed first.
     """
-    now = await asyncio.to_thread(database_clock, engine)
-    lease_seconds = config.sync.lease_seconds
-    run_id = await in_transaction(
-        engine, lambda c: runs.start(c, plan.command, now=now(), lease_seconds=lease_seconds)
-    )
-    traffic: dict[str, ApiUsage] = defaultdict(ApiUsage)
-    writer = Writer(engine, run_id, now, traffic)
-    job = _Run(RunContext(config, engine, linq, writer, report, run_id, now), plan, traffic)
+    clock = await asyncio.to_thread(database_clock, engine)
+    run_id = await in_transaction(engine, lambda c: _start(c, config, options, clock))
+    writer = Writer(engine, run_id, clock, client.usage)
+    run = _Run(RunContext(config, engine, client, writer, progress, run_id, clock), options)
     try:
-        await job.run()
+        await run.run()
     except asyncio.CancelledError:
-        await job.close(RunOutcome("interrupted", "interrupted", "ended by a signal"))
+        await run.close(RunOutcome("interrupted", "interrupted", "ended by a signal"))
         raise
     except Exception as error:
         with suppress(DatabaseError):
-            await job.close(RunOutcome("failed", _kind(error), _sentence(error)))
+            await run.close(RunOutcome("failed", _kind(error), _sentence(error)))
         raise
     else:
-        return Result(await job.close(job.ending()), job.errors(), job.exit_code())
+        return RunResult(await run.close(run.outcome()), run.errors(), run.exit_code())
+
+
+def _start(
+    connection: Connection, config: Config, options: RunOptions, clock: Callable[[], datetime]
+) -> int:
+    lease_seconds = config.sync.lease_seconds
+    return run_log.start(connection, options.command, now=clock(), lease_seconds=lease_seconds)
 
 
 class _Run:
-    """One run under way: what it works with, and how its numbers ended so far."""
+    """A run in progress: the outcomes and errors of its numbers so far."""
 
-    def __init__(
-        self, tools: RunContext, plan: RunOptions, traffic: Mapping[str, ApiUsage]
-    ) -> None:
-        self._tools = tools
-        self._plan = plan
-        self._traffic = traffic
+    def __init__(self, context: RunContext, options: RunOptions) -> None:
+        self._context = context
+        self._options = options
         self._outcomes: list[NumberOutcome] = []
         self._errors: dict[str, Exception] = {}
+        # More numbers than requests in flight, because numbers also wait for the database.
+        self._slots = asyncio.Semaphore(3 * context.config.api.max_concurrency - 2)
 
     async def run(self) -> None:
-        """Sync every number that is free."""
-        numbers = [*self._plan.numbers]
-        if self._plan.all_reached:
-            numbers += await self._others()
+        """Sync every number that no other run holds."""
+        numbers = [*self._options.numbers]
+        if self._options.all_reached:
+            numbers += await self._reached_numbers()
+        context = self._context
         claim = await in_transaction(
-            self._tools.engine,
-            lambda c: runs.claim(c, self._tools.run_id, numbers, self._tools.now()),
+            context.engine, lambda c: run_log.claim(c, context.run_id, numbers, context.clock())
         )
-        self._tools.report.run_started(self._tools.run_id, numbers)
+        context.progress.run_started(context.run_id, numbers)
+        for phone_number, holder in claim.busy.items():
+            self._fail(phone_number, BusyError(str(holder)))
         try:
             await self._sync_all([n for n in numbers if n.e164 in claim.held], claim)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
-    def ending(self) -> RunOutcome:
-        """The run's status from its numbers': as they all ended, else partial."""
+    def outcome(self) -> RunOutcome:
+        """The run's status: that of its numbers if they agree, else partial."""
         statuses = {outcome.status for outcome in self._outcomes}
-        status = statuses.pop() if len(statuses) == 1 else "partial"
-        kinds = {outcome.error_kind for outcome in self._outcomes if outcome.status == "failed"}
-        details = {o.error_detail for o in self._outcomes if o.status == "failed"}
+        failed = [outcome for outcome in self._outcomes if outcome.status == "failed"]
+        kinds = {outcome.error_kind for outcome in failed}
+        details = {outcome.error_detail for outcome in failed}
         return RunOutcome(
-            status,
+            statuses.pop() if len(statuses) == 1 else "partial",
             kinds.pop() if len(kinds) == 1 else None,
             details.pop() if len(details) == 1 else None,
-            self._traffic[_NO_NUMBER],
+            self._context.client.usage[None],
         )
 
     def exit_code(self) -> int:
-        """0; or the one of the error that every number failed with; or 3."""
+        """0 if all numbers succeeded; their common exit code if all failed alike; else 3."""
         if {outcome.status for outcome in self._outcomes} == {"succeeded"}:
             unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
-            return 3 if unproved and self._plan.require_complete else 0
+            return 3 if unproved and self._options.require_complete else 0
         codes = {_exit_code(error) for error in self._errors.values()}
         all_failed = len(self._errors) == len(self._outcomes)
         return codes.pop() if all_failed and len(codes) == 1 else 3
 
     def errors(self) -> list[str]:
-        """A sentence for each number that failed; one for all that failed in the same way."""
+        """A sentence per cause, after the numbers that it stopped."""
         failed: dict[str, list[str]] = {}
         for number, error in self._errors.items():
             failed.setdefault(_sentence(error), []).append(shortened(number))
         return [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
 
-    async def close(self, ending: RunOutcome) -> Record:
-        """Write the run's end; return its record."""
-        run_id, now = self._tools.run_id, self._tools.now()
+    async def close(self, outcome: RunOutcome) -> Record:
+        """Write the run's end to the run log and return its record."""
+        run_id, now = self._context.run_id, self._context.clock()
 
         def finish(connection: Connection) -> Record | None:
-            runs.finish(connection, run_id, ending, now)
-            return runs.get_run(connection, run_id)
+            run_log.finish(connection, run_id, outcome, now)
+            return run_log.get_run(connection, run_id)
 
-        return await in_transaction(self._tools.engine, finish) or {}
+        return await in_transaction(self._context.engine, finish) or {}
 
-    async def _others(self) -> list[PhoneNumber]:
-        token = self._tools.config.token
+    async def _reached_numbers(self) -> list[PhoneNumber]:
+        """The numbers that the default token reaches and that are not configured."""
+        token = self._context.config.token
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
-        line = RequestContext(_NO_NUMBER, token, self._traffic[_NO_NUMBER])
-        listed = await self._tools.linq.list_phone_numbers(line)
-        reached = {e164_or_none(number.phone_number) for number in listed}
-        known = {number.e164 for number in self._plan.numbers}
-        return [
-            PhoneNumber(number) for number in sorted(filter(None, reached)) if number not in known
-        ]
+        listed = await self._context.client.list_phone_numbers(RequestContext(None, token))
+        reached = {e164_or_none(number.phone_number) for number in listed} - {None}
+        known = {number.e164 for number in self._options.numbers}
+        return [PhoneNumber(number) for number in sorted(filter(None, reached - known))]
 
     async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
-        # More than requests at a time, because numbers also wait for the database.
-        at_once = asyncio.Semaphore(3 * self._tools.config.api.max_concurrency - 2)
-        for phone_number, holder in claim.busy.items():
-            busy = BusyError(str(holder))
-            self._note(_failure(phone_number, ApiUsage(), busy), busy)
         async with asyncio.TaskGroup() as background:
             helpers = [
-                background.create_task(self._tools.writer.run()),
-                background.create_task(self._keep_leases()),
+                background.create_task(self._context.writer.run()),
+                background.create_task(self._renew_lease()),
             ]
-            async with asyncio.TaskGroup() as walks:
+            async with asyncio.TaskGroup() as syncs:
                 for number in numbers:
-                    walks.create_task(self._sync_number(number, claim, at_once))
-            await self._tools.writer.drain()
+                    loaded = number.e164 in claim.loaded
+                    syncs.create_task(self._sync_number(number, emit_created=loaded))
+            await self._context.writer.drain()
             for helper in helpers:
                 helper.cancel()
 
-    async def _sync_number(
-        self, number: PhoneNumber, claim: Claim, at_once: asyncio.Semaphore
-    ) -> None:
-        """Sync one number; its failure stays its own."""
-        async with at_once:
-            traffic = self._traffic[number.e164]
-            error: Exception | None = None
+    async def _sync_number(self, number: PhoneNumber, *, emit_created: bool) -> None:
+        """Sync one number; its failure does not stop the others."""
+        async with self._slots:
             try:
-                line = RequestContext(number.e164, self._token(number), traffic)
-                emit_created = number.e164 in claim.emit_created
-                outcome = await NumberSync(
-                    self._tools, self._plan, line, emit_created=emit_created
-                ).run()
-            except EtlError as expected:
-                error, outcome = expected, _failure(number.e164, traffic, expected)
-            except Exception as unexpected:  # noqa: BLE001  # a bug that one number brings out
-                log.crash(unexpected)
-                error, outcome = unexpected, _failure(number.e164, traffic, unexpected)
-            await self._tools.writer.put(outcome)
-            self._note(outcome, error)
+                request = RequestContext(number.e164, self._token(number))
+                one = NumberSync(self._context, self._options, request, emit_created=emit_created)
+                outcome = await one.run()
+            except EtlError as error:
+                outcome = self._fail(number.e164, error)
+            except Exception as error:  # noqa: BLE001  # a bug that one number triggers
+                log.crash(error)
+                outcome = self._fail(number.e164, error)
+            else:
+                self._note(outcome)
+            await self._context.writer.put(outcome)
 
     def _token(self, number: PhoneNumber) -> Token:
-        token = number.token or self._tools.config.token
+        token = number.token or self._context.config.token
         if token is None:
             raise ConfigError("this number has no token: set its token_env, or api.token_file")
         return token
 
-    def _note(self, outcome: NumberOutcome, error: Exception | None) -> None:
-        self._outcomes.append(outcome)
-        if error:
-            self._errors[outcome.phone_number] = error
-        self._tools.report.number_ended(outcome)
+    def _fail(self, phone_number: str, error: Exception) -> NumberOutcome:
+        self._errors[phone_number] = error
+        outcome = NumberOutcome(
+            phone_number,
+            "failed",
+            self._context.client.usage[phone_number],
+            error_kind=_kind(error),
+            error_detail=_sentence(error),
+        )
+        self._note(outcome)
+        return outcome
 
-    async def _keep_leases(self) -> None:
-        """Move the run's expiry on, three times before it would come."""
-        tools, seconds = self._tools, self._tools.config.sync.lease_seconds
+    def _note(self, outcome: NumberOutcome) -> None:
+        self._outcomes.append(outcome)
+        self._context.progress.number_ended(outcome)
+
+    async def _renew_lease(self) -> None:
+        """Renew the run's lease three times within its duration."""
+        context, seconds = self._context, self._context.config.sync.lease_seconds
         while True:
             await asyncio.sleep(seconds / 3)
-            with suppress(DatabaseError):  # A database that is gone is the writer's to report.
+            # The writer reports a database that is gone.
+            with suppress(DatabaseError):
                 await in_transaction(
-                    tools.engine,
-                    lambda c: leases.renew(c, tools.run_id, leases.expiry(tools.now(), seconds)),
+                    context.engine,
+                    lambda c: leases.renew(
+                        c, context.run_id, leases.expiry(context.clock(), seconds)
+                    ),
                 )
-
-
-def _failure(phone_number: str, traffic: ApiUsage, error: Exception) -> NumberOutcome:
-    return NumberOutcome(
-        phone_number, "failed", traffic, error_kind=_kind(error), error_detail=_sentence(error)
-    )
 
 
 def _kind(error: Exception) -> str:
@@ -221,7 +212,7 @@ def _kind(error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    # The text of an error that is not ours may hold people's data.
+    # The text of a foreign error may hold people's data.
     return str(error) if isinstance(error, EtlError) else f"unexpected {type(error).__name__}"
 
 
@@ -230,6 +221,6 @@ def _exit_code(error: Exception) -> int:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the run; what else is in the group came of it."""
+    """The error that ended the run; the others in the group follow from it."""
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,44 +1,36 @@
-"""Are the stored chats right? A random sample is read again, one by one, and compared.
+"""Read a random sample of stored chats again and compare them.
 
-A difference that something since the last sync explains makes a row stale: new messages, somebody
-who joined, the chat's end. What nothing explains is wrong; a rename looks the same, so sync and
-verify again. Of a sample without a wrong row, `bound` is what the share of wrong rows in the whole
-database stays under, at 95 % confidence.
+A difference is explained by a visible change since the last sync: new messages, a participant who
+joined, the chat's end. Any other difference is wrong; a rename looks the same, so sync and verify
+again. The bound holds for all chats of the database, at 95 % confidence.
 """
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from msgspec import UNSET
-from sqlalchemy import Connection, Engine, Row, and_, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.decode import Chat, Handle, Rejected, json_text
-from etl.api.pace import ApiUsage, Pace
+from etl.api.models import Chat, Rejected
+from etl.api.pace import Pace
 from etl.config import Config, Token
 from etl.db.engine import database_clock, in_reading
-from etl.db.store.batch import CHAT_FIELDS, HANDLE_FIELDS
-from etl.db.tables import chat_handles, chat_phone_numbers, chats
-from etl.errors import ConfigError, RequestRefusedError
+from etl.db.store.batch import Observation
+from etl.db.store.diff import StoredChat, diff
+from etl.db.store.read import read_chats
+from etl.db.tables import chat_phone_numbers, chats
+from etl.errors import ConfigError, EtlError, RequestRefusedError
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A chat as it is stored, its participants by id, and a number in whose list it is or was."""
-
-    chat: Row[Any]
-    handles: dict[int, Row[Any]]
-    phone_number: str
-
-
-@dataclass(frozen=True, slots=True)
 class Mismatch:
-    """The fields in which a chat differs, without values, and whether a change explains it."""
+    """The columns in which a chat differs, without values; `explained` by a visible change."""
 
     chat_id: int
     fields: tuple[str, ...]
@@ -51,7 +43,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What the sample says."""
+    """The result for a sample; `unknown` chats could not be read."""
 
     sampled: int
     matches: int
@@ -61,133 +53,142 @@ class Verification:
     def __str__(self) -> str:
         stale = len(self.findings) - self.wrong
         lines = [
-            f"{self.sampled} chats read again: {self.matches} match, {stale} are stale, "
-            f"{self.wrong} are wrong, {self.unknown} could not be read",
-            f"at 95 % confidence less than {100 * self.bound:.2f} % of all chats are wrong",
+            f"{self.sampled} chats read again: {self.matches} match, {stale} stale, "
+            f"{self.wrong} wrong, {self.unknown} could not be read",
+            f"at 95 % confidence, less than {100 * self.bound:.2f} % of all chats are wrong",
         ]
-        lines += [f"  {finding}" for finding in self.findings]
+        lines += [f"  {mismatch}" for mismatch in self.findings]
         return "\n".join(lines)
 
     def as_record(self) -> dict[str, Any]:
-        """For machines."""
+        """The result for `--json`."""
         return {**asdict(self), "wrong": self.wrong, "bound": self.bound}
 
     @property
     def wrong(self) -> int:
-        """How many differ for no known reason."""
-        return sum(not finding.explained for finding in self.findings)
+        """How many chats differ without a visible change."""
+        return sum(not mismatch.explained for mismatch in self.findings)
 
     @property
     def bound(self) -> float:
-        """The share of wrong rows is below this, at 95 % confidence (Clopper-Pearson)."""
+        """The upper bound for the share of wrong chats, at 95 % confidence."""
         return upper_bound(self.wrong, self.sampled - self.unknown)
 
 
 async def verify(config: Config, engine: Engine, sample: int) -> Verification:
-    """Read `sample` random chats again and compare them; writes nothing."""
+    """Read `sample` random chats again, side by side, and compare them; writes nothing."""
     tokens = {n.e164: n.token for n in config.sync.phone_numbers if n.token}
-    stored = await in_reading(engine, lambda c: _sample(c, sample, _readable(config, tokens)))
-    now = database_clock(engine)
+    readable = _readable_numbers(config, tokens)
+    sampled = await in_reading(engine, lambda c: _sample(c, sample, readable))
+    clock = await asyncio.to_thread(database_clock, engine)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     findings: list[Mismatch] = []
-    unknown = 0
-    async with LinqClient(config.api, pace, now=now) as linq:
-        for each in stored:
-            token = tokens.get(each.phone_number) or config.token
-            assert token  # noqa: S101  # only numbers with a token are sampled
-            try:
-                chat = await linq.get_chat(
-                    RequestContext(each.phone_number, token, ApiUsage()), each.chat.id
-                )
-            except RequestRefusedError:
-                unknown += 1
-                continue
-            finding = compare(each, chat)
-            findings += [finding] if finding else []
-    matches = len(stored) - unknown - len(findings)
-    return Verification(len(stored), matches, unknown, tuple(findings))
+    unknown: list[int] = []
+    remaining = iter(sampled)
+    async with LinqClient(config.api, pace, clock=clock) as client:
+
+        async def work() -> None:
+            for phone_number, stored in remaining:
+                token = tokens.get(phone_number) or config.token
+                assert token  # noqa: S101  # only numbers with a token are sampled
+                try:
+                    chat = await client.get_chat(RequestContext(phone_number, token), stored.row.id)
+                except RequestRefusedError:
+                    unknown.append(stored.row.id)
+                    continue
+                findings.extend(compare(stored, chat, phone_number, clock()))
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(config.api.max_concurrency):
+                    workers.create_task(work())
+        except* EtlError as group:
+            raise group.exceptions[0] from None
+    matches = len(sampled) - len(unknown) - len(findings)
+    ordered = tuple(sorted(findings, key=lambda mismatch: mismatch.chat_id))
+    return Verification(len(sampled), matches, len(unknown), ordered)
 
 
-def compare(stored: Stored, chat: Chat | Rejected | None) -> Mismatch | None:
-    """What sets the stored chat apart from what the API says now; None if nothing."""
-    row = stored.chat
+def compare(
+    stored: StoredChat, chat: Chat | Rejected | None, phone_number: str, now: datetime
+) -> Iterator[Mismatch]:
+    """Yield the mismatch between the stored chat and the API's answer, if there is one."""
+    row = stored.row
     if chat is None:
-        return None if row.removed_at else Mismatch(row.id, ("removed_at",), explained=True)
-    if isinstance(chat, Rejected) or chat.id != row.id:
-        return Mismatch(row.id, ("id",), explained=False)
-    if row.removed_at:
-        return Mismatch(row.id, ("removed_at",), explained=False)
-    fields = [name for name in CHAT_FIELDS if _differs(row, chat, name)]
-    fields += _handle_fields(stored, chat)
-    return Mismatch(row.id, tuple(fields), _explained(stored, chat)) if fields else None
+        if not row.removed_at:
+            yield Mismatch(row.id, ("removed_at",), explained=True)
+    elif isinstance(chat, Rejected) or chat.id != row.id:
+        yield Mismatch(row.id, ("id",), explained=False)
+    elif row.removed_at:
+        yield Mismatch(row.id, ("removed_at",), explained=False)
+    elif fields := diff(stored, _observation(chat, phone_number, now)).fields:
+        yield Mismatch(row.id, tuple(fields), _is_explained(stored, chat))
 
 
 def upper_bound(wrong: int, sampled: int) -> float:
-    """The largest share of wrong rows with which so few would be found in 1 of 20 samples."""
+    """The largest share of wrong chats that still shows so few in 1 of 20 samples.
+
+    This is the one-sided bound of Clopper and Pearson. Terms are summed as logarithms: binomial
+    coefficients exceed a float.
+    """
     if wrong >= sampled:
         return 1.0
+    coefficients = [_log_coefficient(sampled, k) for k in range(wrong + 1)]
     low, high = wrong / sampled, 1.0
-    for _ in range(60):
+    for _ in range(50):
         share = (low + high) / 2
-        chance = sum(
-            math.comb(sampled, k) * share**k * (1 - share) ** (sampled - k)
-            for k in range(wrong + 1)
+        if share >= 1.0:
+            break
+        logs = math.log(share), math.log1p(-share)
+        chance = math.fsum(
+            math.exp(coefficient + k * logs[0] + (sampled - k) * logs[1])
+            for k, coefficient in enumerate(coefficients)
         )
         low, high = (share, high) if chance > 1 - CONFIDENCE else (low, share)
     return high
 
 
-def _readable(config: Config, tokens: dict[str, Token]) -> Sequence[str] | None:
-    """The numbers whose chats can be asked for; None if all."""
+def _log_coefficient(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _observation(chat: Chat, phone_number: str, now: datetime) -> Observation:
+    return Observation(chat, chat.digest, phone_number, emit_created=False, observed_at=now)
+
+
+def _readable_numbers(config: Config, tokens: Mapping[str, Token]) -> Sequence[str] | None:
+    """The numbers whose chats a token reaches; None for all numbers."""
     if config.token:
         return None
     if not tokens:
-        raise ConfigError("there is no token; set $LINQ_INTEGRATION_TOKEN or api.token_file")
+        raise ConfigError("there is no token: set $LINQ_INTEGRATION_TOKEN or api.token_file")
     return list(tokens)
 
 
-def _sample(connection: Connection, size: int, numbers: Sequence[str] | None) -> list[Stored]:
+def _sample(
+    connection: Connection, size: int, numbers: Sequence[str] | None
+) -> list[tuple[str, StoredChat]]:
+    """Random stored chats, each with a number that lists or listed it."""
     links = chat_phone_numbers
     number = select(links.c.chat_id, func.min(links.c.phone_number).label("number"))
     if numbers is not None:
         number = number.where(links.c.phone_number.in_(numbers))
     listed = number.group_by(links.c.chat_id).subquery()
-    rows = connection.execute(
-        select(chats, listed.c.number)
+    drawn = connection.execute(
+        select(chats.c.id, listed.c.number)
         .join(listed, listed.c.chat_id == chats.c.id)
         .order_by(func.random())
         .limit(size)
     ).all()
-    handles: dict[int, dict[int, Row[Any]]] = {row.id: {} for row in rows}
-    present = and_(chat_handles.c.chat_id.in_(handles), chat_handles.c.removed_at.is_(None))
-    for handle in connection.execute(select(chat_handles).where(present)):
-        handles[handle.chat_id][handle.id] = handle
-    return [Stored(row, handles[row.id], row.number) for row in rows]
+    stored = read_chats(connection, [row.id for row in drawn])
+    return [(row.number, stored[row.id]) for row in drawn]
 
 
-def _differs(row: Row[Any], told: Chat | Handle, name: str) -> bool:
-    value, kept = getattr(told, name), getattr(row, name)
-    if name == "extra":
-        kept = None if kept is None else json_text(kept)
-    differs: bool = value is not UNSET and value != kept
-    return differs
-
-
-def _handle_fields(stored: Stored, chat: Chat) -> list[str]:
-    if chat.handles is None:
-        return []
-    told = {handle.id: handle for handle in chat.handles}
-    fields = ["chat_handles"] if told.keys() != stored.handles.keys() else []
-    for handle_id in told.keys() & stored.handles.keys():
-        row, handle = stored.handles[handle_id], told[handle_id]
-        fields += [f"chat_handles.{n}" for n in HANDLE_FIELDS if _differs(row, handle, n)]
-    return sorted(set(fields))
-
-
-def _explained(stored: Stored, chat: Chat) -> bool:
-    """Whether something has happened in the chat since it was read."""
-    row = stored.chat
+def _is_explained(stored: StoredChat, chat: Chat) -> bool:
+    """Whether the chat has new messages, or a participant who joined after the last change."""
+    row = stored.row
     if isinstance(chat.message_count, int) and chat.message_count > (row.message_count or 0):
         return True
-    joined = [h.joined_at for h in chat.handles or () if h.id not in stored.handles]
+    present = {handle.id for handle in stored.handles.values() if handle.removed_at is None}
+    joined = [handle.joined_at for handle in chat.handles or () if handle.id not in present]
     return any(isinstance(at, datetime) and at > row.changed_at for at in joined)

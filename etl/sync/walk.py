@@ -1,17 +1,17 @@
-"""One number's list, walked to a verdict; no database and no HTTP in here.
+"""Read one number's list, which may change while it is read, and judge whether it is complete.
 
-The list is paged by number and may change between any two requests, in an order nobody knows. A
-pass reads the first page and the last, all the others in order, and at the end the last and the
-first again: whatever the order is by, that is where chats appear that came or moved meanwhile. If
-neither brings anything new, if every answer told the same total, and if that many different chats
-were seen, the pass is consistent: then chats can have come and gone unnoticed only in pairs, one
-for one, between the same two requests. Otherwise the head is read again until nothing can hide in
-it, and the list is walked once more, a few times at most.
+No HTTP and no database. The list is paged by number, in an unknown order, and may change between
+any two requests. A pass reads the first page and the last, all others in order, then the last and
+the first again: whatever the list is sorted by, chats that were added or moved meanwhile appear at
+one of its ends. A pass is consistent if that brought no new id, every response reported the same
+total, and that many distinct ids were seen. A change then goes unnoticed only if one chat was
+deleted and another created between the same two requests. Otherwise the head is read again until
+no unseen chat can be left there, and the list is walked once more, a few times at most.
 
-The first pass reads pages side by side. In the last, or sooner if the list was seen to move a lot,
-it is read one page at a time, which allows a finer repair: what has been read for certain is the
-list's front, up to a frontier. Where the total shrank, so many rows may have slid over the frontier
-unread; it is drawn back by as many, and the page in which it now lies is read next.
+The first pass keeps several pages in flight. The last pass, or an earlier one if the list changed
+a lot, reads one page at a time, which allows a finer repair. It tracks the frontier: how many rows,
+counted from the head, have been read for certain. If the total shrinks by n, up to n unread rows
+may have slid across the frontier; it moves back by n, and the page it now lies in is read next.
 """
 
 import asyncio
@@ -20,30 +20,31 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Literal
 
-from etl.api.decode import Page
+from etl.api.models import Page
 from etl.errors import ApiUnavailableError
 from etl.sync.seen import ChatIds
 
 Fetch = Callable[[int], Awaitable[Page]]
 Deliver = Callable[[Page], Awaitable[None]]
 
-# So many pages in a row with nothing new are no moving list but a broken one.
-MAX_PAGES_WITHOUT_NEWS = 100
-# So often a page behind a gap is read again, if a list keeps shrinking there.
-MAX_TIMES_AGAIN = 3
+# More pages in a row without a new id mean a broken API, not a moving list.
+MAX_PAGES_WITHOUT_NEW_IDS = 100
+# Bounds how often one page behind a gap is read again while the list keeps shrinking there.
+MAX_REREADS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far the list is known to have been read, and the evidence.
+    """How completely the list was read, and the evidence.
 
-    `completeness` is `consistent`, or `unproved` with a reason. The totals are what the API said
-    first and last; None if it did not say. `distinct` counts the ids of the last pass, `duplicates`
-    and `shrinkages` add up over all passes.
+    `reason` says why it is unproved. The totals are the first and the last that the API reported,
+    None if it reported none. `distinct` counts the ids of the last pass; `duplicates` and
+    `shrinkages` (responses with a smaller total than the one before) add up over all passes.
     """
 
-    completeness: str
+    completeness: Literal["consistent", "unproved"]
     reason: str | None
     passes: int
     first_total: int | None
@@ -54,23 +55,22 @@ class Verdict:
 
 
 async def walk(
-    fetch: Fetch, deliver: Deliver, seen: ChatIds, *, width: int, max_passes: int
+    fetch: Fetch, deliver: Deliver, ids: ChatIds, *, width: int, max_passes: int
 ) -> Verdict:
-    """Read the list until a pass is consistent, `max_passes` times at most.
+    """Read the list until a pass is consistent, at most `max_passes` times.
 
-    `fetch` reads one page, counted from 1; `deliver` gets every page that was read, and may make
-    the walk wait; `seen` collects the ids of all passes. `width` is how many pages are in flight
-    where they are read side by side.
+    `fetch` reads one page, counted from 1. `deliver` gets every page read, and may slow the walk
+    down. `ids` collects the ids of all passes. `width` bounds the pages in flight.
     """
     passes: list[_Pass] = []
     while not passes or (len(passes) < max_passes and not passes[-1].consistent):
-        calm = not passes or (passes[-1].calm and len(passes) + 1 < max_passes)
-        passes.append(_Pass(fetch, deliver, seen))
-        await passes[-1].run(width if calm else 1)
+        concurrent = not passes or (passes[-1].is_stable and len(passes) + 1 < max_passes)
+        passes.append(_Pass(fetch, deliver, ids))
+        await passes[-1].run(width if concurrent else 1)
     first, last = passes[0], passes[-1]
     return Verdict(
         completeness="consistent" if last.consistent else "unproved",
-        reason=None if last.consistent else last.doubt,
+        reason=None if last.consistent else last.reason,
         passes=len(passes),
         first_total=first.first_total,
         total_count=last.total,
@@ -83,9 +83,9 @@ async def walk(
 async def read_range(
     fetch: Fetch, deliver: Deliver, *, first: int, last: int | None, width: int
 ) -> Page:
-    """Read some pages, to the list's end if `last` is None; return the last of them.
+    """Read a range of pages, to the list's end if `last` is None; return the last page read.
 
-    That is no walk: of a list that may have moved it proves nothing.
+    This proves nothing about completeness: the list may have moved.
     """
     page = await fetch(first)
     await deliver(page)
@@ -95,213 +95,215 @@ async def read_range(
         return known if last is None else min(known, last)
 
     async with aclosing(_prefetch(fetch, first + 1, end, width)) as pages:
-        async for page in pages:  # the end is where the last page says
+        async for page in pages:  # `end` reads this variable: the newest page knows the last one
             await deliver(page)
     return page
 
 
 class _Pass:
-    """One reading of the whole list, and what is known of it so far."""
+    """One reading of the whole list, and the evidence gathered so far."""
 
-    def __init__(self, fetch: Fetch, deliver: Deliver, seen: ChatIds) -> None:
+    def __init__(self, fetch: Fetch, deliver: Deliver, ids: ChatIds) -> None:
         self._fetch = fetch
         self._deliver = deliver
-        self._seen = seen
+        self._ids = ids
         self.consistent = False
         self.distinct = 0
         self.first_total: int | None = None
         self.total: int | None = None
         self.duplicates = 0
         self.shrinkages = 0
-        self._moves = 0  # signs that the list moved: news at its tail and head, and shrinkages
-        self._steady = True
+        self._moves = 0  # signs of a moving list: new ids at its ends, and shrinkages
+        self._can_be_consistent = True
         self._per_page = 0
-        self._said_per_page = 0
+        self._reported_per_page = 0
         self._last_page = 1
         self._requests = 0
-        self._ids: list[int] = []  # of the page read last
-        self._new_ids = 0  # how many of them were new
-        self._lost = 0  # by how much the total shrank with it
-        self._furthest = 0  # page
-        self._without_news = 0  # pages in a row, on the way there
+        self._page_ids: list[int] = []  # of the page read last
+        self._new_ids = 0  # on that page
+        self._shrunk_by = 0  # with that page's total
+        self._furthest_page = 0
+        self._pages_without_new_ids = 0  # in a row, on the way there
 
     @property
-    def calm(self) -> bool:
+    def is_stable(self) -> bool:
         return 20 * self._moves <= self._requests
 
     @property
-    def doubt(self) -> str:
+    def reason(self) -> str:
+        """Why the pass is not consistent."""
         if self.total is None:
-            return "the API did not say how long the list is"
+            return "the API did not report how long the list is"
         if self.first_total != self.total:
             return f"the list went from {self.first_total} to {self.total} while it was read"
         if self.distinct == self.total:
             return "the list moved while it was read"
-        return f"{self.distinct} different chats were seen where the API counts {self.total}"
+        return f"{self.distinct} distinct chats were seen, but the API reports {self.total}"
 
     async def run(self, width: int) -> None:
-        self._seen.begin_pass()
+        self._ids.begin_pass()
         await self._read(1)
         if self._last_page == 1:
-            # One answer held the whole list: there was no moment in between.
+            # One response held the whole list, so nothing can have changed between two.
             self.consistent = self._all_seen()
             return
         await self._read_pages(width)
         await self._read(1)
         self._moves += self._new_ids
-        # What moved between pages that are read one after the other is found at the head; of those
-        # that were under way at once, a later one may have been answered first.
-        quiet = self._moves == 0 or (
-            width == 1 and self._moves == self._new_ids and await self._rests()
+        # If pages are read one after another, chats that moved meanwhile are found at the head.
+        # With several in flight that is not certain: a later page may be answered first.
+        unmoved = self._moves == 0 or (
+            width == 1 and self._moves == self._new_ids and await self._head_is_unchanged()
         )
-        self.consistent = quiet and self._all_seen()
+        self.consistent = unmoved and self._all_seen()
         if not self.consistent:
             await self._read_head_again()
 
     def _all_seen(self) -> bool:
-        return self._steady and self.total is not None and self.distinct == self.total
+        return self._can_be_consistent and self.total is not None and self.distinct == self.total
 
     async def _read_pages(self, width: int) -> None:
-        """Read the second page to the last, the last one also before the others."""
-        tail_known = self._last_page > 2
-        # In a list this long the last page is not read again while its early reading is under way.
-        together = self._last_page > width > 1
-        if tail_known and not together:
+        """Read the second page to the last, and the last also before the others."""
+        read_tail_twice = self._last_page > 2
+        # Only in a list longer than `width` is the first reading of the tail sure to be over before
+        # the second one starts, so only there may it be in flight with the other pages.
+        prefetch_tail = self._last_page > width > 1
+        if read_tail_twice and not prefetch_tail:
             await self._read(self._last_page)
         if width > 1:
-            await self._read_side_by_side(width, tail_first=together)
+            await self._read_concurrently(width, tail_first=prefetch_tail)
         else:
-            await self._read_front(self._per_page, end=lambda: 6 * self._last_page + 16)
-        # In a list of two pages, what a change hides has moved to the first, which is read again.
-        self._moves += self._new_ids if tail_known else 0
+            await self._read_from(self._per_page, max_requests=lambda: 6 * self._last_page + 16)
+        # In a list of two pages, whatever moves goes to the first page, which is read again anyway.
+        self._moves += self._new_ids if read_tail_twice else 0
 
-    async def _rests(self) -> bool:
-        """Whether the head, read once more, is as it was just now."""
-        before = self._ids
+    async def _head_is_unchanged(self) -> bool:
+        """Read the head once more and compare it with the reading just before."""
+        before = self._page_ids
         await self._read(1)
-        return self._ids == before
+        return self._page_ids == before
 
-    async def _read_side_by_side(self, width: int, *, tail_first: bool) -> None:
-        before = (self._last_page,) if tail_first else ()
-        pages = _prefetch(self._fetch, 2, lambda: self._last_page, width, before=before)
+    async def _read_concurrently(self, width: int, *, tail_first: bool) -> None:
+        leading = (self._last_page,) if tail_first else ()
+        pages = _prefetch(self._fetch, 2, lambda: self._last_page, width, leading=leading)
         async with aclosing(pages):
             async for page in pages:
-                await self._take(page)
+                await self._process(page)
 
-    async def _read_front(
-        self, frontier: int, *, end: Callable[[], int], at_least: int | None = None
+    async def _read_from(
+        self, first_row: int, *, max_requests: Callable[[], int], min_pages: int | None = None
     ) -> None:
-        """Read on from the frontier, in rows, in order, to the list's end.
+        """Read in order from the page that holds this row, counted from 0, to the list's end.
 
-        Gives up when the pass has taken as many requests as `end` then says. With `at_least` it
-        reads only so many pages, and further while they bring something new.
+        Gives up once the pass has made `max_requests`. With `min_pages` it stops after so many
+        pages, or later at the first page without a new id.
         """
-        front = _Front(frontier, self._per_page)
-        while self._requests < end():
-            number = front.next_page
-            enough = at_least is not None and number > at_least and not self._new_ids
-            if number > self._last_page or enough:
+        frontier = _Frontier(first_row, self._per_page)
+        while self._requests < max_requests():
+            number = frontier.next_page
+            deep_enough = min_pages is not None and number > min_pages and not self._new_ids
+            if number > self._last_page or deep_enough:
                 return
             await self._read(number)
-            front.advance(number, lost=self._lost, new_ids=self._new_ids)
-        self._steady = False
+            frontier.advance(number, shrunk_by=self._shrunk_by, new_ids=self._new_ids)
+        self._can_be_consistent = False
 
     async def _read_head_again(self) -> None:
-        """Read the head until nothing can hide in it, or until it does not come to rest.
+        """Read the head until no unseen chat can be left there, or the request limit is reached.
 
-        What moved to the head since the previous sweep began lies within as many rows as there
-        were requests since, if there was one change to a request; the sweep goes deeper while it
-        finds something new. All sweeps together then take less than twice the first one's depth.
+        With one change per request, chats that moved to the head since the previous sweep began lie
+        within as many rows as there were requests since. A sweep goes deeper while it finds new
+        ids. All sweeps together take less than twice the depth of the first.
         """
-        previous = 0
-        end = self._requests + 2 * math.ceil(self._requests / self._per_page) + 8
-        while self._requests < end:
-            began, distinct = self._requests, self.distinct
-            depth = math.ceil((began - previous) / self._per_page)
+        previous_start = 0
+        limit = self._requests + 2 * math.ceil(self._requests / self._per_page) + 8
+        while self._requests < limit:
+            start, distinct = self._requests, self.distinct
+            depth = math.ceil((start - previous_start) / self._per_page)
             await self._read(1)
-            await self._read_front(self._per_page, end=lambda: end, at_least=depth)
+            await self._read_from(self._per_page, max_requests=lambda: limit, min_pages=depth)
             if depth == 1 and self.distinct == distinct:
                 return
-            previous = began
+            previous_start = start
 
-    async def _read(self, number: int) -> None:
-        await self._take(await self._fetch(number))
+    async def _read(self, page_number: int) -> None:
+        await self._process(await self._fetch(page_number))
 
-    async def _take(self, page: Page) -> None:
-        """Keep the books on a page, and hand it on."""
+    async def _process(self, page: Page) -> None:
+        """Update the evidence with a page, then deliver it."""
         self._requests += 1
         self._count_ids(page)
-        self._compare_extent(page)
+        self._compare_totals(page)
         await self._deliver(page)
 
     def _count_ids(self, page: Page) -> None:
-        self._ids = page.ids
-        self._new_ids = self._seen.add(self._ids)
+        self._page_ids = page.ids
+        self._new_ids = self._ids.add_seen(self._page_ids)
         self.distinct += self._new_ids
-        self.duplicates += len(self._ids) - self._new_ids
-        if page.page_number > self._furthest:
-            self._furthest = page.page_number
-            self._without_news = 0 if self._new_ids else self._without_news + 1
-        if self._without_news > MAX_PAGES_WITHOUT_NEWS and self._ids:
+        self.duplicates += len(self._page_ids) - self._new_ids
+        if page.page_number > self._furthest_page:
+            self._furthest_page = page.page_number
+            self._pages_without_new_ids = 0 if self._new_ids else self._pages_without_new_ids + 1
+        if self._pages_without_new_ids > MAX_PAGES_WITHOUT_NEW_IDS and self._page_ids:
             raise ApiUnavailableError(
-                f"the list repeats itself: {self._without_news} pages in a row, up to page "
-                f"{page.page_number}, brought no new chat; report it to Linq"
+                f"the list repeats itself: {self._pages_without_new_ids} pages in a row, up to "
+                f"page {page.page_number}, held no new chat; report it to Linq"
             )
 
-    def _compare_extent(self, page: Page) -> None:
-        self._lost = 0
+    def _compare_totals(self, page: Page) -> None:
+        self._shrunk_by = 0
         if self._requests == 1:
-            self.first_total, self._said_per_page = page.total_count, page.per_page
-            # A server may say that its pages are longer than they are.
-            short = (page.last_page or 0) > 1 and 0 < len(self._ids) < page.per_page
-            self._per_page = max(len(self._ids) if short else page.per_page, 1)
-        elif page.total_count != self.total or page.per_page != self._said_per_page:
-            self._steady = False
+            self.first_total, self._reported_per_page = page.total_count, page.per_page
+            # A server may report longer pages than it sends.
+            is_short = (page.last_page or 0) > 1 and 0 < len(self._page_ids) < page.per_page
+            self._per_page = max(len(self._page_ids) if is_short else page.per_page, 1)
+        elif page.total_count != self.total or page.per_page != self._reported_per_page:
+            self._can_be_consistent = False
             if page.total_count is not None and self.total is not None:
-                self._lost = max(self.total - page.total_count, 0)
-            self.shrinkages += self._lost > 0
-            self._moves += self._lost > 0
+                self._shrunk_by = max(self.total - page.total_count, 0)
+            self.shrinkages += self._shrunk_by > 0
+            self._moves += self._shrunk_by > 0
         self.total = page.total_count
         if page.last_page is not None:
             rows = page.total_count or 0
             self._last_page = max(page.last_page, math.ceil(rows / self._per_page))
         else:
-            # The API did not say, so the first empty page is the end.
-            self._last_page = max(self._last_page, page.page_number + bool(self._ids))
+            # The API did not report the last page: the list ends with the first empty one.
+            self._last_page = max(self._last_page, page.page_number + bool(self._page_ids))
 
 
-class _Front:
-    """How many of the list's first rows have been read for certain.
+class _Frontier:
+    """How many rows, counted from the list's head, have been read for certain.
 
-    A page that is read behind a gap counts as soon as the gap is filled: when as many new ids were
-    found in it as rows had slid into it, or when rows were sliding towards it all the while. If
-    not, something may have pushed them on into that page, which is then read again, up to a bound.
+    A page read behind a gap counts once the gap is filled: when the gap has brought as many new ids
+    as there were rows in it, or when rows kept sliding towards it meanwhile. Otherwise something
+    may have pushed rows from the gap into that page, and it is read again, up to MAX_REREADS times.
     """
 
-    def __init__(self, frontier: int, per_page: int) -> None:
-        self._frontier = frontier
+    def __init__(self, rows: int, per_page: int) -> None:
+        self._rows = rows
         self._per_page = per_page
-        self._ahead = range(0)  # rows that were read behind a gap
-        self._owed = 0  # new ids that the gap should hold
-        self._again = 0  # times that the page behind it was read again
+        self._ahead = range(0)  # rows read behind a gap
+        self._expected_new_ids = 0  # in the gap
+        self._rereads = 0  # of the page behind the gap
 
     @property
     def next_page(self) -> int:
-        return self._frontier // self._per_page + 1
+        return self._rows // self._per_page + 1
 
-    def advance(self, number: int, *, lost: int, new_ids: int) -> None:
-        """Note that the page was read: the total had shrunk by `lost`, and `news` ids were new."""
-        rows = range((number - 1) * self._per_page, number * self._per_page)
-        self._frontier = max(self._frontier - lost, 0)
-        if rows.start > self._frontier:
-            self._again = self._again + 1 if rows.start == self._ahead.start else 0
-            self._ahead, self._owed = rows, rows.start - self._frontier
+    def advance(self, page_number: int, *, shrunk_by: int, new_ids: int) -> None:
+        """Record that a page with `new_ids` was read, and by how much the total had shrunk."""
+        rows = range((page_number - 1) * self._per_page, page_number * self._per_page)
+        self._rows = max(self._rows - shrunk_by, 0)
+        if rows.start > self._rows:
+            self._rereads = self._rereads + 1 if rows.start == self._ahead.start else 0
+            self._ahead, self._expected_new_ids = rows, rows.start - self._rows
             return
-        self._frontier = max(self._frontier, rows.stop)
-        self._owed -= new_ids
-        if self._frontier >= self._ahead.start and self._ahead.stop > 0:
-            if self._owed <= 0 or lost or self._again >= MAX_TIMES_AGAIN:
-                self._frontier = max(self._frontier, self._ahead.stop - lost)
+        self._rows = max(self._rows, rows.stop)
+        self._expected_new_ids -= new_ids
+        if self._rows >= self._ahead.start and self._ahead.stop > 0:
+            if self._expected_new_ids <= 0 or shrunk_by or self._rereads >= MAX_REREADS:
+                self._rows = max(self._rows, self._ahead.stop - shrunk_by)
             self._ahead = range(self._ahead.start, 0)
 
 
@@ -311,13 +313,13 @@ async def _prefetch(
     last: Callable[[], int],
     width: int,
     *,
-    before: Iterable[int] = (),
+    leading: Iterable[int] = (),
 ) -> AsyncGenerator[Page, None]:
-    """The pages `before`, then from `first` to what `last` says by then, in that order.
+    """Yield the `leading` pages, then those from `first` to `last()`, in order, `width` in flight.
 
-    So many as `width` are in flight.
+    `last` is called before each request, as the list may grow or shrink.
     """
-    in_flight = deque(asyncio.ensure_future(fetch(number)) for number in before)
+    in_flight = deque(asyncio.ensure_future(fetch(number)) for number in leading)
     try:
         while True:
             while len(in_flight) < width and first <= last():

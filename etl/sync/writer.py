@@ -1,8 +1,8 @@
-"""What the walks of many numbers want written, one transaction after another.
+"""The queue between the syncs of many numbers and the database, and the one writer behind it.
 
-A batch gathers for a moment, and while the transaction before it runs in its thread: a transaction
-a page would cost the walks more time than their requests. They wait when the writer is behind.
-Pages and the closing of their number keep their order.
+A batch gathers for a moment, and while the previous transaction runs in its thread: a transaction
+per page would take longer than the page's request. `put` waits while the queue is full. A number's
+pages, removals and outcome keep their order.
 """
 
 import asyncio
@@ -12,13 +12,12 @@ from datetime import datetime
 
 from sqlalchemy import Engine
 
-from etl.api.pace import ApiUsage
-from etl.db import leases
-from etl.db import run_log as runs
+from etl.api.models import ApiUsage
+from etl.db import leases, run_log
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import store
+from etl.db.store.pages import store_pages
 from etl.db.store.removals import Removals, store_removals
 
 BATCH = 100
@@ -28,61 +27,61 @@ Item = ObservedPage | Removals | NumberOutcome
 
 
 class Writer:
-    """Writes for one run, as long as it holds its leases.
+    """Writes for one run, as long as the run holds its leases.
 
-    `traffic` is what was spent on each number so far, entered with its pages.
+    `usage` has what each number spent so far; it is entered in the run log with the pages.
     """
 
     def __init__(
         self,
         engine: Engine,
         run_id: int,
-        now: Callable[[], datetime],
-        traffic: Mapping[str, ApiUsage],
+        clock: Callable[[], datetime],
+        usage: Mapping[str | None, ApiUsage],
     ) -> None:
         self._engine = engine
-        self._traffic = traffic
+        self._usage = usage
         self._run_id = run_id
-        self._now = now
-        # None says that nothing more is on its way.
+        self._clock = clock
+        # None ends a batch: nothing more follows it at once.
         self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
 
     async def put(self, item: Item) -> None:
-        """Hand over a page, or how a number ended; waits while the writer is behind."""
+        """Queue a page, removals or an outcome; waits while the queue is full."""
         if isinstance(item, ObservedPage):
-            _ = item.readings  # Made now, because the thread that writes has more to do than this.
+            _ = item.observations  # Computed here, because the writing thread is the busier one.
         await self._queue.put(item)
 
     async def drain(self) -> None:
-        """Wait until all that was handed over is stored."""
+        """Wait until everything queued is stored."""
         await self._queue.put(None)
         await self._queue.join()
 
     async def run(self) -> None:
-        """Write until cancelled. Raises DatabaseError or LeaseLost, after which nothing is written.
+        """Write until cancelled; then the transaction in progress ends first.
 
-        A transaction that is under way when it is cancelled is brought to its end first.
+        Raises DatabaseError or LeaseLostError, after which nothing more is written.
         """
         while True:
             if not (batch := await self._gather()):
                 continue
-            writing_batch = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
+            transaction = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
             try:
-                await asyncio.shield(writing_batch)
+                await asyncio.shield(transaction)
             finally:
-                await asyncio.wait([writing_batch])
-                writing_batch.exception()  # Known now, so that asyncio does not print it.
+                await asyncio.wait([transaction])
+                transaction.exception()  # Retrieved, so that asyncio does not log it.
             for _ in batch:
                 self._queue.task_done()
 
     async def _gather(self) -> list[Item]:
         batch: list[Item] = []
         try:
-            async with asyncio.timeout(None) as moment:
+            async with asyncio.timeout(None) as timeout:
                 while len(batch) < BATCH and (item := await self._queue.get()):
                     batch.append(item)
                     if len(batch) == 1:
-                        moment.reschedule(asyncio.get_running_loop().time() + GATHER_SECONDS)
+                        timeout.reschedule(asyncio.get_running_loop().time() + GATHER_SECONDS)
         except TimeoutError:
             return batch
         if len(batch) < BATCH:
@@ -90,18 +89,17 @@ class Writer:
         return batch
 
     def _write(self, batch: Sequence[Item]) -> None:
-        listings = [item for item in batch if isinstance(item, ObservedPage)]
-        absences = [item for item in batch if isinstance(item, Removals)]
-        outcomes = [item for item in batch if isinstance(item, NumberOutcome)]
-        now = self._now()
+        pages = [item for item in batch if isinstance(item, ObservedPage)]
+        run_id, now = self._run_id, self._clock()
         with writing(self._engine) as connection:
-            leases.ensure_held(connection, self._run_id, {item.phone_number for item in batch})
-            if listings:
-                counts = store(connection, listings, run_id=self._run_id, now=now)
-                runs.add_counts(connection, self._run_id, counts, self._traffic)
-            for absence in absences:
-                removed = store_removals(connection, absence, run_id=self._run_id)
-                counts = {absence.phone_number: Counter(chats_removed=removed)}
-                runs.add_counts(connection, self._run_id, counts, self._traffic)
-            for outcome in outcomes:
-                runs.close_number(connection, self._run_id, outcome, now)
+            leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
+            if pages:
+                counts = store_pages(connection, pages, run_id=run_id, now=now)
+                run_log.add_counts(connection, run_id, counts, self._usage)
+            for item in batch:
+                if isinstance(item, Removals):
+                    removed = store_removals(connection, item, run_id=run_id)
+                    counts = {item.phone_number: Counter(chats_removed=removed)}
+                    run_log.add_counts(connection, run_id, counts, self._usage)
+                elif isinstance(item, NumberOutcome):
+                    run_log.close_number(connection, run_id, item, now)

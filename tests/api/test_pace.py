@@ -1,4 +1,4 @@
-"""The pace: how many at once, how far apart, and who waits after a throttle. No real time."""
+"""Pace: requests in flight, their spacing, and pauses after a throttle. Time is simulated."""
 
 import asyncio
 import heapq
@@ -13,11 +13,11 @@ import pytest
 from etl.api.pace import RATE_SHARE, SHORTEST_PAUSE, Pace
 
 WARM_UP = 100  # clean answers
-GAP = 1 / (RATE_SHARE * WARM_UP)  # at most so far apart are starts after that and a throttle
+GAP = 1 / (RATE_SHARE * WARM_UP)  # the widest spacing after a warm-up and one throttle
 
 
 class FakeTime:
-    """Time that stands still until everybody sleeps, and then jumps to the first to wake."""
+    """Time that jumps to the next wake-up once every task sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -34,28 +34,28 @@ class FakeTime:
         await wake
 
     def run(self, *coroutines: Coroutine[Any, Any, None]) -> None:
-        """Run them side by side to their end."""
+        """Run them concurrently to their end."""
         asyncio.run(self._run(coroutines))
 
     async def settle(self) -> None:
-        """Let everybody come as far as they can at this moment."""
+        """Let every task run until it sleeps."""
         for _ in range(50):
             await asyncio.sleep(0)
 
     async def _run(self, coroutines: tuple[Coroutine[Any, Any, None], ...]) -> None:
-        everybody = asyncio.gather(*coroutines)
+        tasks = asyncio.gather(*coroutines)
         await self.settle()
-        while not everybody.done():
-            assert self._sleepers, "somebody waits for ever"
+        while not tasks.done():
+            assert self._sleepers, "a task waits forever"
             self.now, _, wake = heapq.heappop(self._sleepers)
             if not wake.done():
                 wake.set_result(None)
             await self.settle()
-        await everybody
+        await tasks
 
 
 class Workers:
-    """Requests of one length under a pace: when each started, and how many were at once."""
+    """Requests of equal latency under a pace; records their starts and the most in flight."""
 
     def __init__(
         self, max_concurrency: int, max_per_second: float | None = None, *, latency: float = 1
@@ -66,16 +66,16 @@ class Workers:
             max_concurrency, max_per_second, clock=self.time.clock, sleep=self.time.sleep
         )
         self.starts: list[float] = []
-        self.active = 0
-        self.most_active = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
 
     async def work(self, *, answered: bool = True) -> None:
         async with self.pace.turn():
             self.starts.append(self.time.now)
-            self.active += 1
-            self.most_active = max(self.most_active, self.active)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
             await self.time.sleep(self.latency)
-            self.active -= 1
+            self.in_flight -= 1
             if answered:
                 self.pace.answered()
 
@@ -87,24 +87,24 @@ class Workers:
         self.pace.throttled(seconds)
 
     def warm_up(self) -> None:
-        """As after many clean answers."""
+        """Record many clean answers."""
         for _ in range(WARM_UP):
             self.pace.answered()
 
     async def answer(self, per_second: int, seconds: int) -> None:
-        """Let so many clean answers come, evenly over so many seconds."""
+        """Record clean answers at an even rate."""
         await self.time.sleep(0.5 / per_second)
         for _ in range(per_second * seconds):
             self.pace.answered()
             await self.time.sleep(1 / per_second)
 
     def gaps(self) -> list[float]:
-        """How far apart the starts are."""
+        """Times between one start and the next."""
         return [later - start for start, later in itertools.pairwise(self.starts)]
 
 
 def sliding_window(allowance: int) -> Callable[[float], bool]:
-    """Allows a request unless so many were allowed in the second before."""
+    """Allow a request unless `allowance` requests were allowed in the last second."""
     allowed: deque[float] = deque(maxlen=allowance)
 
     def allows(now: float) -> bool:
@@ -117,7 +117,7 @@ def sliding_window(allowance: int) -> Callable[[float], bool]:
 
 
 def token_bucket(allowance: int) -> Callable[[float], bool]:
-    """Allows a request for a token; so many tokens come in a second, and so many are kept."""
+    """Allow a request per token; `allowance` tokens arrive per second, and as many are kept."""
     tokens, filled_at = float(allowance), 0.0
 
     def allows(now: float) -> bool:
@@ -133,7 +133,7 @@ def token_bucket(allowance: int) -> Callable[[float], bool]:
 
 
 class LimitedApi:
-    """Clients of an API that answers 429 without Retry-After: when it allowed, when it refused."""
+    """An API that answers 429 without Retry-After, and its clients; records each answer."""
 
     def __init__(self, allows: Callable[[float], bool], latency: float, seed: int = 1) -> None:
         self.time = FakeTime()
@@ -145,7 +145,7 @@ class LimitedApi:
         self.refused: list[float] = []
 
     def run(self, clients: int, seconds: float) -> None:
-        """Let so many clients make one request after another for so long."""
+        """Let each client make one request after another."""
         self.time.run(*(self._ask_until(seconds) for _ in range(clients)))
 
     async def _ask_until(self, end: float) -> None:
@@ -169,7 +169,7 @@ class LimitedApi:
 
 
 def test_it_starts_with_one_request() -> None:
-    """While nothing has been answered cleanly, requests go one after another."""
+    """Until the first clean answer, one request is in flight at a time."""
     workers = Workers(8)
 
     workers.time.run(*(workers.work(answered=False) for _ in range(4)))
@@ -177,8 +177,8 @@ def test_it_starts_with_one_request() -> None:
     assert workers.starts == [0, 1, 2, 3]
 
 
-def test_each_answer_lets_two_more_in() -> None:
-    """After one request come three at once, then nine, until the ceiling."""
+def test_each_answer_allows_two_more() -> None:
+    """One request in flight, then three, then nine, up to the ceiling."""
     workers = Workers(12)
 
     workers.time.run(*(workers.work() for _ in range(37)))
@@ -188,16 +188,16 @@ def test_each_answer_lets_two_more_in() -> None:
 
 @pytest.mark.parametrize("ceiling", [1, 3, 8])
 def test_the_ceiling_holds(ceiling: int) -> None:
-    """Never more than `max_concurrency` requests are under way, and so many in the end."""
+    """The requests in flight reach `max_concurrency` and never exceed it."""
     workers = Workers(ceiling)
 
     workers.time.run(*(workers.work() for _ in range(50)))
 
-    assert workers.most_active == ceiling
+    assert workers.most_in_flight == ceiling
 
 
 def test_starts_are_spaced_evenly() -> None:
-    """`max_per_second` spaces the starts, however many may be at once."""
+    """`max_per_second` spaces the starts, however many requests may be in flight."""
     workers = Workers(8, max_per_second=4)
     workers.warm_up()
 
@@ -206,8 +206,8 @@ def test_starts_are_spaced_evenly() -> None:
     assert workers.starts == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_an_idle_time_is_not_made_up_for() -> None:
-    """After a silence the starts are spaced as before: there is no burst."""
+def test_idle_time_does_not_allow_a_burst() -> None:
+    """After an idle time the starts are spaced as before."""
     workers = Workers(8, max_per_second=2)
     workers.warm_up()
 
@@ -216,8 +216,8 @@ def test_an_idle_time_is_not_made_up_for() -> None:
     assert workers.starts == [10, 10.5, 11]
 
 
-def test_a_throttle_pauses_everybody() -> None:
-    """Nobody starts while a pause lasts, neither who waits already nor who comes later."""
+def test_a_throttle_pauses_all_requests() -> None:
+    """During a pause no request starts, neither one that waits already nor a later one."""
     workers = Workers(8)
     workers.warm_up()
 
@@ -230,8 +230,8 @@ def test_a_throttle_pauses_everybody() -> None:
     assert len(workers.starts) == 3
 
 
-def test_a_pause_reaches_those_who_wait_for_their_start() -> None:
-    """A request that waits for its place in the spacing waits for the pause as well."""
+def test_a_pause_delays_requests_that_already_wait() -> None:
+    """A request that waits for its spaced start waits for the pause as well."""
     workers = Workers(8, max_per_second=0.5)
     workers.warm_up()
 
@@ -250,7 +250,7 @@ def test_the_longest_pause_counts() -> None:
 
 
 def test_starts_are_spaced_after_a_pause() -> None:
-    """Those who waited for a pause to end do not start all at once after it."""
+    """Requests that waited for the end of a pause do not start all at once."""
     workers = Workers(8, max_per_second=2)
     workers.warm_up()
 
@@ -263,7 +263,7 @@ def test_starts_are_spaced_after_a_pause() -> None:
 
 
 def test_throttles_of_one_moment_are_one() -> None:
-    """Also with nothing to wait for, the same news from several requests halves the limit once."""
+    """Simultaneous throttles halve the limit once, even without a time to wait."""
     workers = Workers(8)
     workers.warm_up()
 
@@ -277,7 +277,7 @@ def test_throttles_of_one_moment_are_one() -> None:
 
 
 def test_throttles_of_two_moments_are_two() -> None:
-    """A throttle with nothing to wait for counts again a moment later."""
+    """A later throttle halves the limit again, even without a time to wait."""
     workers = Workers(8)
     workers.warm_up()
 
@@ -292,7 +292,7 @@ def test_throttles_of_two_moments_are_two() -> None:
 
 
 def test_a_throttle_halves_the_limit_once_a_pause() -> None:
-    """The same news from several requests halves the limit once, and it grows slowly again."""
+    """Several throttles during one pause halve the limit once; afterwards it grows slowly."""
     workers = Workers(8)
     workers.warm_up()
 
@@ -309,7 +309,7 @@ def test_a_throttle_halves_the_limit_once_a_pause() -> None:
 
 
 def test_a_second_pause_halves_again_down_to_one() -> None:
-    """Throttle after throttle leaves one request at a time, never none."""
+    """Repeated throttles leave one request in flight, never none."""
     workers = Workers(4)
     workers.warm_up()
 
@@ -322,7 +322,7 @@ def test_a_second_pause_halves_again_down_to_one() -> None:
 
 
 def test_a_throttle_sets_the_rate_below_what_was_answered() -> None:
-    """After a throttle the starts are spaced by 95 % of what the last second answered."""
+    """After a throttle the rate is 95 % of the answers of the last second."""
     workers = Workers(16, latency=0.01)
 
     workers.time.run(
@@ -336,7 +336,7 @@ def test_a_throttle_sets_the_rate_below_what_was_answered() -> None:
 
 
 def test_a_throttle_soon_after_another_lowers_the_rate_by_a_quarter_at_most() -> None:
-    """That a pause kept answers away does not count as an API that answers nothing."""
+    """Answers missing because of a pause do not lower the rate further."""
     workers = Workers(16, latency=0.01)
 
     workers.time.run(
@@ -350,7 +350,7 @@ def test_a_throttle_soon_after_another_lowers_the_rate_by_a_quarter_at_most() ->
 
 
 def test_a_single_throttle_costs_little() -> None:
-    """Without another throttle the rate is above what it was within five seconds."""
+    """Without another throttle, the rate exceeds its old value after five seconds."""
     workers = Workers(16, latency=0.01)
 
     workers.time.run(
@@ -386,7 +386,7 @@ def test_the_ceiling_of_the_rate_holds_after_a_throttle(pause: float) -> None:
 def test_an_allowance_is_used_with_few_throttles(
     limiter: Callable[[int], Callable[[float], bool]], latency: float
 ) -> None:
-    """Of 50 requests a second at least 85 % are used, and at most 5 % of requests throttled."""
+    """At least 85 % of 50 requests a second are used; at most 5 % of requests are throttled."""
     api = LimitedApi(limiter(50), latency)
 
     api.run(clients=16, seconds=20)
@@ -397,7 +397,7 @@ def test_an_allowance_is_used_with_few_throttles(
 
 
 def test_a_turn_that_fails_is_given_back() -> None:
-    """An error inside a turn lets the next one in."""
+    """After an error inside a turn, the next request starts."""
     workers = Workers(1)
 
     async def fail() -> None:
@@ -411,7 +411,7 @@ def test_a_turn_that_fails_is_given_back() -> None:
 
 
 def test_a_cancelled_wait_is_given_back() -> None:
-    """Who is cancelled while waiting for a start holds up nobody."""
+    """A request cancelled while it waits does not block the others."""
     workers = Workers(1)
 
     async def give_up() -> None:

@@ -1,1 +1,1 @@
-"""How fast `linq-etl sync` is and what it writes: `python -m tests.benchmarks`. Not a test."""
+"""How fast `linq-etl sync` is and how much it writes: `python -m tests.benchmarks`. Not a test."""

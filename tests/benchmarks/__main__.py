@@ -1,4 +1,4 @@
-"""Reads the options, runs the scenarios in turn, and prints the table."""
+"""Run the scenarios in turn and print a table."""
 
 import os
 import platform
@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 import click
 
 from tests.benchmarks import report, server
-from tests.benchmarks.measure import Failed
+from tests.benchmarks.measure import ProcessFailedError
 from tests.benchmarks.scenarios import SCENARIOS, Lab, Sample, dlt_is_installed
 from tests.support import postgres
 
-# dlt and the large list take minutes, and the ratios that they are for are far from close.
+# dlt and the large list take minutes, and their targets are far from close: one run is enough.
 ONCE = {"dlt", "million"}
 
 
 @click.command(context_settings={"max_content_width": 100})
-@click.option("--runs", default=3, show_default=True, help="Times that each is measured.")
+@click.option("--runs", default=3, show_default=True, help="How often each is measured.")
 @click.option("--only", multiple=True, type=click.Choice([*SCENARIOS]), help="Repeatable.")
 @click.option("--chats", default=100_000, show_default=True, help="A multiple of 100.")
 @click.option("--numbers", default=1000, show_default=True, help="Numbers with two pages each.")
@@ -30,10 +30,10 @@ ONCE = {"dlt", "million"}
 def main(
     runs: int, only: Sequence[str], chats: int, numbers: int, million: bool, quick: bool
 ) -> None:
-    """Measure `linq-etl sync` beside what it could take at least, and beside dlt.
+    """Measure `linq-etl sync` against the least possible time, and against dlt.
 
-    It needs PostgreSQL, the server at $LINQ_ETL_TEST_POSTGRES_URL or one that it starts from
-    installed binaries; otherwise only SQLite is measured. Leave the machine alone meanwhile.
+    PostgreSQL is the server at $LINQ_ETL_TEST_POSTGRES_URL, or one started from installed
+    binaries; without either only SQLite is measured. Leave the machine idle meanwhile.
     """
     if quick:
         runs, chats, numbers = 1, 10_000, 100
@@ -64,13 +64,13 @@ def _postgres(stack: ExitStack) -> str | None:
 
 
 def _samples(lab: Lab, names: Sequence[str], runs: int, failures: list[str]) -> Iterator[Sample]:
-    """Round by round, so that what else the machine does falls on all alike."""
+    """Measure round by round, so that other load on the machine affects all scenarios alike."""
     for round_ in range(runs):
         for name in names:
             if round_ == 0 or name not in ONCE:
                 try:
                     yield from SCENARIOS[name](lab)
-                except Failed as failure:
+                except ProcessFailedError as failure:
                     failures.append(f"{name}: {failure}")
 
 

@@ -1,4 +1,4 @@
-"""The same work with dlt, as its documentation would have it: `API_URL DATABASE_URL FOLDER`."""
+"""The same work with dlt, as its documentation shows it: `API_URL DATABASE_URL FOLDER`."""
 
 import sys
 from typing import Any
@@ -47,7 +47,7 @@ def _destination(database_url: str) -> Any:
     if database_url.startswith("sqlite"):
         return dlt.destinations.sqlalchemy(database_url)
     url = make_url(database_url)
-    # dlt insists on both; neither a socket's folder nor a trusting server needs them.
+    # dlt requires both, although a server on a socket that trusts its users needs neither.
     url = url.set(password=url.password or "none", host=url.host or "localhost")
     return dlt.destinations.postgres(url.render_as_string(hide_password=False))
 

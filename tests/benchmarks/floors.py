@@ -1,6 +1,6 @@
-"""The least that the work can take: `URL PAGES` for fetching, with a `DATABASE` for writing.
+"""The least possible time: `URL PAGES` measures fetching, with a `DATABASE` it measures writing.
 
-Each runs in a process of its own and prints the seconds, in which starting Python is not counted.
+Each runs in its own process and prints the seconds, without the start of Python.
 """
 
 import sqlite3
@@ -17,7 +17,7 @@ import psycopg
 
 from tests.benchmarks.server import phone_number
 
-# Of the program's tables, the columns that come from the API, the keys and the foreign key.
+# The columns of the program's tables that come from the API, their keys and the foreign key.
 _TABLES = (
     "CREATE TABLE chats (id BIGINT PRIMARY KEY, display_name TEXT, service TEXT, "
     "is_group BOOLEAN, message_count BIGINT)",
@@ -48,7 +48,7 @@ class Page(msgspec.Struct):
 
 
 def fetch(url: str, pages: int) -> Iterator[Page]:
-    """Every page, one after the other: at no latency nothing is won by asking side by side."""
+    """Read every page, one after another: without latency, concurrent requests gain nothing."""
     decoder = msgspec.json.Decoder(Page)
     params: dict[str, str | int] = {"phone_number": phone_number(0).strip("+"), "per_page": 100}
     with httpx.Client(base_url=f"{url}/api/partner/v2", trust_env=False) as client:
@@ -92,7 +92,7 @@ def write_postgres(url: str, chats: list[tuple[Any, ...]], handles: list[tuple[A
 
 
 def main(url: str, pages: int, database_url: str) -> float:
-    """The seconds for fetching, or if there is a database for writing what was fetched."""
+    """Return the seconds for fetching or, with a database, for writing what was fetched."""
     began = time.perf_counter()
     if not database_url:
         deque(fetch(url, pages), maxlen=0)

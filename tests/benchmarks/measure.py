@@ -1,4 +1,4 @@
-"""One process from start to end, and what it did to the database."""
+"""Run one process and measure it, and what it wrote to the database."""
 
 import os
 import sqlite3
@@ -28,12 +28,12 @@ class Spent(NamedTuple):
     stdout: str
 
 
-class Failed(Exception):
-    """A process that was measured did not do its work."""
+class ProcessFailedError(Exception):
+    """A measured process ended with an error."""
 
 
 def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) -> Spent:
-    """Run the command in `folder`, where its output goes too. Raises Failed."""
+    """Run the command in `folder`, where its output goes too. Raises ProcessFailedError."""
     output, errors = folder / "stdout", folder / "stderr"
     with output.open("w") as stdout, errors.open("w") as stderr:
         began = time.perf_counter()
@@ -41,7 +41,7 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) 
         timer = threading.Timer(TIMEOUT, process.kill)
         timer.start()
         try:
-            # As against Popen.wait, this tells the memory of this one process.
+            # Unlike Popen.wait, this reports the memory of this one process.
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             process.kill()
@@ -51,7 +51,9 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) 
         seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise Failed(f"{command} ended with {process.returncode}: {errors.read_text()[-2000:]}")
+        raise ProcessFailedError(
+            f"{command} ended with {process.returncode}: {errors.read_text()[-2000:]}"
+        )
     return Spent(seconds, usage.ru_maxrss * 1024, output.read_text())
 
 
@@ -59,18 +61,18 @@ def run(command: Sequence[str | Path], *, env: Mapping[str, str], folder: Path) 
 
 
 def settle(url: str) -> str:
-    """Do now what autovacuum would do at some time during the next run; return the WAL's end."""
+    """Vacuum now, so that autovacuum does not during the next run; return the WAL's end."""
     _query(url, "VACUUM (ANALYZE)")
     return str(_query(url, "SELECT pg_current_wal_insert_lsn()"))
 
 
 def wal_since(url: str, lsn: str) -> int:
-    """Bytes of WAL that the whole server wrote; it should be idle otherwise."""
+    """Bytes of WAL that the whole server wrote since; it should be idle otherwise."""
     return int(_query(url, f"SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '{lsn}')"))
 
 
 def next_transaction(url: str) -> int:
-    """Its id as rows have it, in 32 bits."""
+    """The next transaction's id in 32 bits, as xmin has it."""
     return int(_query(url, "SELECT pg_snapshot_xmax(pg_current_snapshot())")) & 0xFFFFFFFF
 
 
@@ -92,7 +94,7 @@ def _query(url: str, query: str) -> Any:
 
 
 def data_pages(path: Path) -> dict[int, int] | None:
-    """A checksum of each of the file's pages that hold data tables; None if SQLite cannot tell."""
+    """A checksum per page of the data tables and their indexes; None without SQLite's dbstat."""
     pages = (
         "SELECT pageno FROM dbstat JOIN sqlite_master USING (name) "
         f"WHERE tbl_name IN {_DATA_TABLES}"

@@ -1,4 +1,4 @@
-"""The samples as one table, and the targets that they meet or miss."""
+"""The samples as one table, and which targets they meet."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
@@ -12,13 +12,13 @@ _HEADERS = (
     *("throttled", "written", "WAL MB", "peak MB"),
 )
 NOTES = """\
-/ floor: over the fetch floor and the write floor together, or over what the server's latency (/ 16)
-or limit takes. dlt /: how many times as long dlt takes. written: row versions (PostgreSQL) or pages
-(SQLite) of the data tables. WAL: of the whole server."""
+/ floor: times the sum of both floors, or times what the server's latency (/ 16) or rate limit
+takes. dlt /: dlt's time over ours. written: row versions (PostgreSQL) or pages (SQLite) of the data
+tables. WAL: of the whole server."""
 
 
 def table(results: Results) -> str:
-    """In Markdown, as the README has it."""
+    """In Markdown, as the docs have it."""
     rows = [_HEADERS, *(_row(results, name) for name in results)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
@@ -61,7 +61,7 @@ def _ratio(results: Results, name: str, other: str, field: str = "seconds") -> f
 
 
 def _over_floor(results: Results, name: str) -> float | None:
-    """Seconds over what the server's latency or limit takes; else over both floors, row by row."""
+    """Seconds over what the server's latency or limit takes; else over both floors, per row."""
     if least := _median(results, name, "least"):
         return (_median(results, name) or 0) / least
     kind = name.removeprefix("dlt ").split()[0]
@@ -73,7 +73,7 @@ def _over_floor(results: Results, name: str) -> float | None:
 
 
 def verdicts(results: Results) -> Iterator[str]:
-    """A line for each target for which there are samples."""
+    """A line for each target with samples."""
     for kind in ("sqlite", "postgresql"):
         for subject, what, reached, sign, bound in (
             *_load_targets(results, kind),
@@ -86,7 +86,7 @@ def verdicts(results: Results) -> Iterator[str]:
                 yield f"{verdict}  {kind} {subject}: {reached:.3g} {sign} {bound:g} {what}"
 
 
-# Subject, unit, what was reached, and the bound.
+# Subject, unit, value reached, comparison, bound.
 _Target = tuple[str, str, float | None, str, float]
 
 
@@ -100,7 +100,7 @@ def _load_targets(results: Results, kind: str) -> Iterator[_Target]:
     yield "again", unit, _median(results, again, "written"), "≤", 0
     yield "again", "MB of WAL", _median(results, again, "wal_bytes", _MB), "≤", 1
     if kind == "postgresql":
-        # Of 320 rows that a hundred chats are, one chat's new version, its count and its event.
+        # Of the 320 rows of a hundred chats: one chat's new version, its count and its event.
         yield "1 % changed", "x first's rows", _ratio(results, changed, first, "written"), "≤", 0.01
         yield (
             "1 % changed",

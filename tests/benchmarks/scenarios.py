@@ -1,4 +1,4 @@
-"""What is measured: each scenario makes its own databases and yields a sample for each process."""
+"""What is measured: each scenario makes its own databases and yields a sample per process."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ _WIDE = {"LINQ_ETL_API__MAX_CONCURRENCY": str(CONCURRENCY)}
 class Sample:
     """One measurement. `written` counts row versions in PostgreSQL and data pages in SQLite.
 
-    `least` is the seconds that the server alone takes, with its latency or its limit.
+    `least` is the seconds that the server alone takes, with its latency or rate limit.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Where the measuring is done; `postgres_url` is a server's, None if there is none."""
+    """The server and the sizes to measure with; `postgres_url` is None without PostgreSQL."""
 
     api: Api
     postgres_url: str | None
@@ -51,7 +51,7 @@ class Lab:
     numbers: int
 
     def databases(self) -> Iterator["Database"]:
-        """A new database of each kind, with a folder beside it; both are gone afterwards."""
+        """A new database of each kind, with a folder beside it; both are deleted afterwards."""
         for kind in ("sqlite", "postgresql") if self.postgres_url else ("sqlite",):
             with self._database(kind) as database:
                 yield database
@@ -69,7 +69,7 @@ class Lab:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """One that processes under measurement write to."""
+    """A database that measured processes write to."""
 
     api: Api
     folder: Path
@@ -80,7 +80,7 @@ class Database:
         return self.url.partition(":")[0]
 
     def sync(self, name: str, settings: Settings, **more: str) -> Sample:
-        """`linq-etl sync` of what the server then serves; `more` goes into its environment."""
+        """Run `linq-etl sync` against that server; `more` goes into its environment."""
         env = {
             "LINQ_ETL_API__BASE_URL": self.api.url,
             "LINQ_ETL_DATABASE__URL": self.url,
@@ -102,7 +102,7 @@ class Database:
         return lambda: len((measure.data_pages(file) or {}).items() - before.items())
 
     def run(self, name: str, command: list[str | Path], settings: Settings, **env: str) -> Sample:
-        """Run the command, and see what it asked of the server and how much WAL it made."""
+        """Run the command; count its requests and its WAL."""
         lsn = measure.settle(self.url) if self.kind == "postgresql" else None
         self.api.serve(settings)
         spent = measure.run(command, env=_environment(self.folder) | env, folder=self.folder)
@@ -121,7 +121,7 @@ class Database:
 
 
 def floors(lab: Lab) -> Iterator[Sample]:
-    """Fetching and decoding alone; writing alone."""
+    """Fetching and decoding only; writing only."""
     lab.api.serve(Settings(lab.chats))
     yield _floor(lab, "fetch floor")
     for database in lab.databases():
@@ -129,15 +129,22 @@ def floors(lab: Lab) -> Iterator[Sample]:
 
 
 def plain(lab: Lab) -> Iterator[Sample]:
-    """The first load, the same again, and again when one chat in a hundred has changed."""
+    """The first load, the same again, and again with one chat in a hundred changed."""
     for database in lab.databases():
         yield database.sync("first", Settings(lab.chats))
         yield database.sync("again", Settings(lab.chats))
-        yield database.sync("1 % changed", Settings(lab.chats, changed=True))
+        yield database.sync("1 % changed", Settings(lab.chats, changed="some"))
+
+
+def changed(lab: Lab) -> Iterator[Sample]:
+    """Every chat renamed, and every participant's service changed, since the first load."""
+    for database in lab.databases():
+        database.sync("first", Settings(lab.chats))
+        yield database.sync("all changed", Settings(lab.chats, changed="all"))
 
 
 def latency(lab: Lab) -> Iterator[Sample]:
-    """The first load and again from a server that takes its time."""
+    """The first load and the same again, from a server with latency."""
     slow = Settings(lab.chats, latency=LATENCY)
     for database in lab.databases():
         yield database.sync("first, 100 ms", slow, **_WIDE)
@@ -152,7 +159,7 @@ def numbers(lab: Lab) -> Iterator[Sample]:
 
 
 def throttled(lab: Lab) -> Iterator[Sample]:
-    """A server that refuses what comes too fast, and does not say for how long."""
+    """A server with a rate limit and no Retry-After."""
     for database in lab.databases():
         yield database.sync("first, 50 requests/s", Settings(lab.chats, rate=RATE), **_WIDE)
 
@@ -164,11 +171,11 @@ def million(lab: Lab) -> Iterator[Sample]:
 
 
 def dlt(lab: Lab) -> Iterator[Sample]:
-    """The same work with dlt; nothing if the bench extra is not installed."""
+    """The same work with dlt, if the bench extra is installed."""
     env = {
         "PYTHONPATH": str(ROOT),
         "RUNTIME__DLTHUB_TELEMETRY": "false",
-        "ENABLE_RUNTIME_TRACE": "false",  # else it leaves an id of this machine behind
+        "ENABLE_RUNTIME_TRACE": "false",  # it would record an id of this machine
     }
     for database in lab.databases() if dlt_is_installed() else ():
         folder = str(database.folder)
@@ -185,7 +192,7 @@ def dlt(lab: Lab) -> Iterator[Sample]:
 
 SCENARIOS: Final[dict[str, Callable[[Lab], Iterator[Sample]]]] = {
     scenario.__name__: scenario
-    for scenario in (floors, plain, latency, numbers, throttled, million, dlt)
+    for scenario in (floors, plain, changed, latency, numbers, throttled, million, dlt)
 }
 
 
@@ -194,7 +201,7 @@ def dlt_is_installed() -> bool:
 
 
 def _floor(lab: Lab, name: str, *database_url: str) -> Sample:
-    """Writes where there is a database, else fetches."""
+    """Measure writing if there is a database, else fetching."""
     command = [*_python("floors"), lab.api.url, str(lab.chats // PER_PAGE), *database_url]
     with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as folder:
         env = _environment(Path(folder)) | {"PYTHONPATH": str(ROOT)}
@@ -207,7 +214,7 @@ def _python(module: str) -> list[str | Path]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """None of the caller's settings."""
+    """An environment without the caller's variables."""
     return {"PATH": os.environ["PATH"], "HOME": str(folder), "LC_ALL": "C.UTF-8"}
 
 

@@ -1,7 +1,7 @@
-"""A stand-in for the API that is never the bottleneck: a page is a template with ids put in.
+"""A stand-in for the API that is never the bottleneck: a page is a template with ids filled in.
 
-It runs in a process of its own, on loopback. `/control?chats=…&latency=…` sets what it serves and
-starts the counts afresh; `/counts` tells them.
+It runs in its own process, on loopback. `/control?chats=…&latency=…` sets what it serves and resets
+the counts; `/counts` returns them.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 from urllib.parse import parse_qsl
 from urllib.request import ProxyHandler, build_opener
 
@@ -28,18 +28,23 @@ _BLOCK = b"#" * 9  # of each id and name: 4 digits for the number, 5 for the pag
 _OPENER = build_opener(ProxyHandler({}))
 
 
+# Which chats differ from the first load: one in a hundred (new name and message count), or all of
+# them (new name, and each participant's service).
+Changed = Literal["none", "some", "all"]
+
+
 class Settings(Struct, frozen=True):
-    """Chats per number, a multiple of 100; seconds; requests a second, 0 for any; 1 % changed."""
+    """Chats per number, a multiple of 100; latency in seconds; requests per second, 0 for any."""
 
     chats: int = 100_000
     numbers: int = 1
     latency: float = 0.0
     rate: float = 0.0
-    changed: bool = False
+    changed: Changed = "none"
 
 
 class Counts(Struct):
-    """What was asked, and how many requests the rate would have allowed from first to last."""
+    """Requests, those refused, and how many the rate limit allowed from the first to the last."""
 
     requests: int = 0
     throttled: int = 0
@@ -51,7 +56,7 @@ def phone_number(index: int) -> str:
 
 
 class Api:
-    """The running server, as the benchmark steers it."""
+    """The running server, as the benchmark controls it."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -81,20 +86,22 @@ def running() -> Iterator[Api]:
             process.kill()
 
 
-def _chat(row: int, *, changed: bool) -> dict[str, Any]:
+def _chat(row: int, changed: Changed) -> dict[str, Any]:
     """One chat of the template: every fifth has three handles, the others two."""
+    one_in_a_hundred = changed == "some" and row == PER_PAGE // 2
+    renamed = one_in_a_hundred or changed == "all"
     place = f"{_BLOCK.decode()}{row:02d}"
     return {
         "id": f"1{place}",
-        "display_name": f"Person {place}, Friend {place}" + " and more" * changed,
+        "display_name": f"Person {place}, Friend {place}" + " and more" * renamed,
         "service": "iMessage",
         "group": row % 5 == 0,
-        "message_count": 25 + row + changed,
+        "message_count": 25 + row + one_in_a_hundred,
         "chat_handles": [
             {
                 "id": f"1{place}{handle}",
                 "phone_number": f"+1{place}{handle}",
-                "service": "iMessage",
+                "service": "SMS" if changed == "all" else "iMessage",
                 "joined_at": "2025-05-21T15:30:00.000-05:00",
             }
             for handle in range(3 if row % 5 == 0 else 2)
@@ -102,17 +109,17 @@ def _chat(row: int, *, changed: bool) -> dict[str, Any]:
     }
 
 
-def _template(*, changed: bool) -> bytes:
-    chats = [_chat(row, changed=changed and row == PER_PAGE // 2) for row in range(PER_PAGE)]
-    # Written as texts at first, for a placeholder is no number.
+def _template(changed: Changed) -> bytes:
+    chats = [_chat(row, changed) for row in range(PER_PAGE)]
+    # A placeholder is no number, so ids are written as texts first.
     return re.sub(r'"id": "([#0-9]+)"', r'"id": \1', json.dumps(chats)).encode()
 
 
-_TEMPLATES = {changed: _template(changed=changed) for changed in (False, True)}
+_TEMPLATES = {changed: _template(changed) for changed in get_args(Changed)}
 
 
 class _Account:
-    """What is served, and what was asked of it."""
+    """What is served, and the counts."""
 
     def __init__(self) -> None:
         self.serve(Settings())
@@ -184,9 +191,7 @@ class _Connection(asyncio.Protocol):
 
     def _respond(self, path: str, query: dict[str, str]) -> None:
         if path == "/control":
-            self._account.serve(
-                convert(query | {"changed": query["changed"] == "True"}, Settings, strict=False)
-            )
+            self._account.serve(convert(query, Settings, strict=False))
             self._write(200, b"{}")
         elif path == "/counts":
             self._write(200, json.dumps(to_builtins(self._account.counts)).encode())

@@ -1,4 +1,4 @@
-"""The log: structured lines on stderr, and what they leave out."""
+"""The log on stderr: its two formats, its levels, and no private data."""
 
 import json
 import logging
@@ -8,13 +8,14 @@ from datetime import datetime
 import pytest
 
 from etl import log
+from etl.cli.logs import configure_log
 
 SECRET = "call me back on +13343284472"
 
 
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
-    """The program's logger, given back as it was."""
+    """Restores the program's logger."""
     logger = logging.getLogger("etl")
     before = logger.handlers, logger.propagate, logger.level
     yield
@@ -23,8 +24,8 @@ def _logger() -> Iterator[None]:
 
 
 def test_a_json_line_holds_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    """As JSON, an event is one object a line: time, level, event, and the fields by name."""
-    log.configure(as_json=True, quiet=False)
+    """As JSON, an event is one object on one line: time, level, event, and its fields."""
+    configure_log(as_json=True)
 
     log.info("page stored", number="…4472", page=3, name="Zoë 🎉\nx", total=None)
 
@@ -42,9 +43,9 @@ def test_a_json_line_holds_the_event_and_its_fields(capsys: pytest.CaptureFixtur
     assert (out, err.count("\n")) == ("", 1)
 
 
-def test_json_shows_what_it_cannot_hold_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """A value that is not JSON, such as a time, is written as its text."""
-    log.configure(as_json=True, quiet=False)
+def test_json_shows_other_values_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A value without a JSON type, such as a time, is written as text."""
+    configure_log(as_json=True)
 
     log.info("run", since=datetime.fromisoformat("2026-01-02T03:04:05+00:00"))
 
@@ -52,8 +53,8 @@ def test_json_shows_what_it_cannot_hold_as_text(capsys: pytest.CaptureFixture[st
 
 
 def test_a_text_line_holds_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    """As text, an event is a line of time, level, event and the fields that have a value."""
-    log.configure(as_json=False, quiet=False)
+    """As text, an event is a line with time, level, event and its fields except null ones."""
+    configure_log(as_json=False)
 
     log.warning("throttled", number="…4472", seconds=0, page=None)
 
@@ -80,8 +81,8 @@ def test_a_text_line_holds_the_event_and_its_fields(capsys: pytest.CaptureFixtur
 def test_a_value_cannot_pass_for_another_line_or_field(
     capsys: pytest.CaptureFixture[str], value: str, written: str
 ) -> None:
-    """As text, a value that could be misread is in quotes, on the one line of its event."""
-    log.configure(as_json=False, quiet=False)
+    """As text, a value that could be mistaken for a field or a line is quoted, on one line."""
+    configure_log(as_json=False)
 
     log.info("page stored", name=value)
 
@@ -89,9 +90,9 @@ def test_a_value_cannot_pass_for_another_line_or_field(
     assert rest == f"info page stored name={written}\n"
 
 
-def test_a_field_does_not_replace_what_every_line_has(capsys: pytest.CaptureFixture[str]) -> None:
-    """As JSON, time, level and event are the line's own, whatever the fields are called."""
-    log.configure(as_json=True, quiet=False)
+def test_a_field_does_not_replace_a_standard_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON, a field named time, level or event does not hide the line's own."""
+    configure_log(as_json=True)
 
     log.info("page stored", time="never", level="error", page=3)
 
@@ -101,8 +102,8 @@ def test_a_field_does_not_replace_what_every_line_has(capsys: pytest.CaptureFixt
 
 
 def test_quiet_leaves_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    """If quiet, only errors are written."""
-    log.configure(as_json=True, quiet=True)
+    """With `quiet`, only errors are written."""
+    configure_log(as_json=True, quiet=True)
 
     log.info("page stored")
     log.warning("throttled")
@@ -112,18 +113,18 @@ def test_quiet_leaves_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configuring_again_writes_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """The last configuration counts, alone."""
-    log.configure(as_json=False, quiet=False)
-    log.configure(as_json=True, quiet=False)
+    """Only the last configuration counts."""
+    configure_log(as_json=False)
+    configure_log(as_json=True)
 
     log.info("once")
 
     assert json.loads(capsys.readouterr().err)["event"] == "once"
 
 
-def test_lines_are_not_repeated_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    """A handler of somebody else's, on the root logger, gets no copy."""
-    log.configure(as_json=False, quiet=False)
+def test_other_handlers_get_no_copy(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler on the root logger gets no copy."""
+    configure_log(as_json=False)
 
     log.info("once")
 
@@ -131,8 +132,8 @@ def test_lines_are_not_repeated_elsewhere(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_libraries_stay_out_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """What httpx logs, which is whole URLs, is not written."""
-    log.configure(as_json=False, quiet=False)
+    """httpx logs whole URLs, with phone numbers in them: they are not written."""
+    configure_log(as_json=False)
 
     logging.getLogger("httpx").info("GET https://host/chats?phone_number=13343284472")
 
@@ -147,11 +148,11 @@ def fail() -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_crash_tells_where_and_not_what(
+def test_a_crash_is_logged_without_its_message(
     capsys: pytest.CaptureFixture[str], *, as_json: bool
 ) -> None:
-    """A crash is logged with its type and its stack, and without the texts of its errors."""
-    log.configure(as_json=as_json, quiet=False)
+    """The log has the error's type and stack, and no error's message."""
+    configure_log(as_json=as_json)
     try:
         fail()
     except RuntimeError as error:

@@ -1,13 +1,13 @@
-"""Many rows at once, whatever their number, into a table and looked up in one."""
+"""Many rows at once: inserted, updated, and read by id."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, literal
+from sqlalchemy import Engine, Table, select
 
-from etl.db.bulk import encoders, insert_rows, lookup_by_id
+from etl.db.backends import backend
 from etl.db.engine import reading, writing
 from etl.db.tables import chats
 
@@ -18,11 +18,12 @@ NAMES = ("id", "display_name", "extra", "first_seen_at", "changed_at")
 
 
 def insert_chats(engine: Engine, ids: range) -> None:
+    database = backend(engine.dialect)
     with writing(engine) as connection:
-        time, json = encoders(connection)
+        time, json = database.encoders()
         extra = json('{"a":[1,"é"]}')
         rows = ((i, f"'{i}'\t\\", extra if i % 2 else None, time(NOON), time(NOON)) for i in ids)
-        insert_rows(connection, chats, NAMES, rows)
+        database.insert_rows(connection, chats, NAMES, rows)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 19, 999, 1_000, 1_001, 3_777])
@@ -43,11 +44,37 @@ def test_any_number_of_rows(engine: Engine, rows: Rows, count: int) -> None:
     ]
 
 
-def test_what_is_stored_of_some_ids(engine: Engine) -> None:
-    """Those that are there, with their values, none of them twice, and none that was not asked."""
+def test_stored_rows_are_found_by_id(engine: Engine) -> None:
+    """Those of the ids that are stored, with Python's values, none twice, and no others."""
     insert_chats(engine, range(10))
-    wanted = [3, 99, -(2**63), 2**63 - 1, 8, 3]
+    database = backend(engine.dialect)
+    names = ("id", "display_name", "is_group", "extra", "changed_at", "removed_at")
     with reading(engine) as connection:
-        found = lookup_by_id(connection, wanted, chats.c.id, chats.c.id * 2, chats.c.id != 8)
-        nothing = lookup_by_id(connection, [], chats.c.id, literal(1))
-    assert (found, nothing) == ({3: 6}, {})
+
+        def find(*ids: int) -> list[Any]:
+            given = database.id_table(ids)
+            columns = (chats.c[name] for name in names)
+            query = select(*columns).select_from(given.join(chats, chats.c.id == given.c.id))
+            return sorted(database.fetch_rows(connection, query.where(chats.c.id != 8)))
+
+        assert find(3, 99, -(2**63), 2**63 - 1, 8, 2) == [
+            (2, "'2'\t\\", None, None, NOON, None),
+            (3, "'3'\t\\", None, {"a": [1, "é"]}, NOON, None),
+        ]
+        assert find() == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 1_001])
+def test_an_upsert_updates_and_inserts(engine: Engine, rows: Rows, count: int) -> None:
+    """Rows whose key exists are updated, except for the columns that are kept."""
+    insert_chats(engine, range(0, count, 2))
+    database = backend(engine.dialect)
+    later = NOON + timedelta(hours=1)
+    with writing(engine) as connection:
+        time, json = database.encoders()
+        given = [(i, "new", json("[]"), time(later), time(later)) for i in range(count)]
+        database.upsert_rows(connection, chats, NAMES, given, kept=("first_seen_at",))
+    shown = ("id", "display_name", "extra", "first_seen_at", "changed_at")
+    assert [tuple(row[name] for name in shown) for row in rows(chats)] == [
+        (i, "new", [], later if i % 2 else NOON, later) for i in range(count)
+    ]

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, insert, make_url, select, text
 
 from etl.db import schema
-from etl.db.engine import database_clock, describe, open_database, reading, writing
+from etl.db.engine import database_clock, describe, open_engine, reading, writing
 from etl.db.tables import chat_handles, chats, phone_numbers
 from etl.errors import DatabaseError
 
@@ -33,7 +33,7 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 def complaint(url: str) -> str:
     """What is said when that database is used."""
-    engine = open_database(url)
+    engine = open_engine(url)
     with pytest.raises(DatabaseError) as caught:
         schema.current(engine)
     engine.dispose()
@@ -46,7 +46,7 @@ def shut_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     folder = tmp_path / "shut"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    engine = open_database("sqlite:///old.db")
+    engine = open_engine("sqlite:///old.db")
     schema.upgrade(engine)
     engine.dispose()
     Path("old.db").chmod(0o444)
@@ -64,7 +64,7 @@ def shut_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
     """Also what SQLite keeps beside it, whatever the umask allows."""
-    engine = open_database("sqlite:///linq.db")
+    engine = open_engine("sqlite:///linq.db")
     schema.upgrade(engine)
     kept = {path.name: mode(path) for path in tmp_path.glob("linq.db*")}
     engine.dispose()
@@ -75,14 +75,14 @@ def test_a_file_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
     """Whoever opened it to a group meant it."""
     Path("linq.db").touch(mode=0o640)
     Path("linq.db").chmod(0o640)
-    open_database("sqlite:///linq.db").dispose()
+    open_engine("sqlite:///linq.db").dispose()
     assert mode(tmp_path / "linq.db") == 0o640
 
 
 def test_a_folder_that_is_not_there_is_named() -> None:
     """The path, the reason, and the key to look at."""
     with pytest.raises(DatabaseError) as caught:
-        open_database("sqlite:///nowhere/linq.db")
+        open_engine("sqlite:///nowhere/linq.db")
     assert str(caught.value) == (
         "cannot create the database file nowhere/linq.db: No such file or directory; "
         "see database.url"
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there_is_named() -> None:
 def test_a_file_cannot_be_made_in_a_shut_folder(shut_folder: Path) -> None:
     """It is refused before anything is read from the API."""
     with pytest.raises(DatabaseError, match=r"file new\.db: Permission denied; see database\.url"):
-        open_database("sqlite:///new.db")
+        open_engine("sqlite:///new.db")
 
 
 def test_a_file_in_a_shut_folder_names_permissions(shut_folder: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_database_that_is_not_there_is_named(database_url: str) -> None:
 
 def test_a_description_hides_the_password() -> None:
     """Everything else is shown."""
-    engine = open_database("postgresql://ada:pass-word@db.example/linq")
+    engine = open_engine("postgresql://ada:pass-word@db.example/linq")
     assert describe(engine) == "postgresql+psycopg://ada:***@db.example/linq"
 
 

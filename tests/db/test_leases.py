@@ -1,4 +1,4 @@
-"""Who may write which number: taken, refused, given back, and void once a run has died."""
+"""Leases: taken, refused, released, and void once a run is dead."""
 
 import os
 import subprocess
@@ -12,8 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from etl.config import PhoneNumber
-from etl.db import leases
-from etl.db import run_log as runs
+from etl.db import leases, run_log
 from etl.db.engine import reading, writing
 from etl.db.run_log import Claim
 from etl.db.tables import number_leases, sync_run_numbers, sync_runs
@@ -23,17 +22,17 @@ A, B, C = "+13343284472", "+13125550100", "+13125550199"
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 ROOT = Path(leases.__file__).parents[2]
 
-TELL_AND_WAIT = "from etl.db import leases; print(leases.owner_identity(), flush=True); input()"
-CLAIM_AND_WAIT = f"""
+PRINT_OWNER = "from etl.db import leases; print(leases.owner_identity(), flush=True); input()"
+CLAIM = f"""
 import sys
 from datetime import datetime
-from etl.db import run_log as runs
+from etl.db import run_log
 from etl.config import PhoneNumber
-from etl.db.engine import open_database, writing
+from etl.db.engine import open_engine, writing
 now = datetime.fromisoformat(sys.argv[2])
-with writing(open_database(sys.argv[1])) as connection:
-    run_id = runs.start(connection, "sync", now=now, lease_seconds=60)
-    runs.claim(connection, run_id, [PhoneNumber("{A}")], now)
+with writing(open_engine(sys.argv[1])) as connection:
+    run_id = run_log.start(connection, "sync", now=now, lease_seconds=60)
+    run_log.claim(connection, run_id, [PhoneNumber("{A}")], now)
 print(run_id, flush=True)
 input()
 """
@@ -44,10 +43,10 @@ def second(number: int) -> datetime:
 
 
 def begin(engine: Engine, *numbers: str, now: datetime = NOON) -> tuple[int, Claim]:
-    """A run of this process that wants the numbers, with a lease of 60 seconds."""
+    """Start a run of this process that claims the numbers, with a lease of 60 seconds."""
     with writing(engine) as connection:
-        run_id = runs.start(connection, "sync", now=now, lease_seconds=60)
-        claim = runs.claim(connection, run_id, [PhoneNumber(n) for n in numbers], now)
+        run_id = run_log.start(connection, "sync", now=now, lease_seconds=60)
+        claim = run_log.claim(connection, run_id, [PhoneNumber(n) for n in numbers], now)
     return run_id, claim
 
 
@@ -68,10 +67,9 @@ def set_owner(engine: Engine, owner: str) -> None:
 
 @contextmanager
 def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Another Python process, with the line that it has printed; killed in the end."""
-    command = [sys.executable, "-c", program, *arguments]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:  # type: ignore[call-overload]
+    """Another Python process and the line that it prints; killed at the end."""
+    command, pipe = [sys.executable, "-c", program, *arguments], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) as process:
         assert process.stdout
         try:
             yield process, process.stdout.readline().strip()
@@ -79,18 +77,18 @@ def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
             process.kill()
 
 
-# Taking and giving back
+# Taking and releasing
 
 
 def test_free_numbers_are_taken(engine: Engine) -> None:
-    """The first to come holds what it asked for."""
+    """The first run holds every number that it claims."""
     run_id, claim = begin(engine, A, B)
-    assert claim == Claim(held=frozenset({A, B}), emit_created=frozenset(), busy={})
+    assert claim == Claim(held=frozenset({A, B}), loaded=frozenset(), busy={})
     assert holders(engine) == {A: run_id, B: run_id}
 
 
 def test_a_held_number_names_its_holder(engine: Engine) -> None:
-    """The second learns which run holds it, where and since when, and takes what is free."""
+    """The second run learns which run holds it, where and since when, and takes the free ones."""
     first, _ = begin(engine, A)
     second_run, claim = begin(engine, A, B, now=second(5))
     with reading(engine) as connection:
@@ -100,19 +98,19 @@ def test_a_held_number_names_its_holder(engine: Engine) -> None:
         A: (first, host, NOON)
     }
     assert str(claim.busy[A]) == (
-        f"run {first} on {host} holds it since 2025-06-01 12:00:00+00:00; wait for it to end"
+        f"run {first} on {host} has held it since 2025-06-01 12:00:00+00:00; wait for it to end"
     )
     assert holders(engine) == {A: first, B: second_run}
 
 
-def test_nothing_wanted_is_nothing_taken(engine: Engine) -> None:
-    """A run without numbers holds none."""
+def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
+    """Its claim is empty."""
     _, claim = begin(engine)
-    assert claim == Claim(held=frozenset(), emit_created=frozenset(), busy={})
+    assert claim == Claim(held=frozenset(), loaded=frozenset(), busy={})
 
 
-def test_a_number_that_was_given_back_is_free(engine: Engine) -> None:
-    """One by one, or all of a run's."""
+def test_a_released_number_is_free(engine: Engine) -> None:
+    """A run releases some of its numbers, or all; never those of another run."""
     run_id, _ = begin(engine, A, B, C)
     other, _ = begin(engine, A)
     with writing(engine) as connection:
@@ -124,11 +122,11 @@ def test_a_number_that_was_given_back_is_free(engine: Engine) -> None:
     assert holders(engine) == {}
 
 
-# Staying alive
+# Renewal and expiry
 
 
 def test_a_renewed_lease_outlives_its_first_expiry(engine: Engine) -> None:
-    """With its heartbeat a run keeps its numbers."""
+    """A run keeps its numbers as long as its heartbeat renews the lease."""
     run_id, _ = begin(engine, A)
     with writing(engine) as connection:
         leases.renew(connection, run_id, leases.expiry(second(40), 60))
@@ -137,7 +135,7 @@ def test_a_renewed_lease_outlives_its_first_expiry(engine: Engine) -> None:
 
 
 def test_an_expired_lease_is_void(engine: Engine) -> None:
-    """Without a heartbeat the next run closes it as abandoned and takes its numbers."""
+    """The next run closes a run without a heartbeat as abandoned, and takes its numbers."""
     dead, _ = begin(engine, A, B)
     run_id, claim = begin(engine, A, now=second(60))
     assert claim.held == {A}
@@ -153,14 +151,14 @@ def test_an_expired_lease_is_void(engine: Engine) -> None:
 
 
 def test_a_lease_holds_until_it_expires(engine: Engine) -> None:
-    """A moment before, it is still another's."""
+    """A microsecond before its expiry, the number is still busy."""
     first, _ = begin(engine, A)
     _, claim = begin(engine, A, now=second(60) - timedelta(microseconds=1))
     assert claim.busy[A].run_id == first
 
 
-def test_an_abandoned_run_learns_it(engine: Engine) -> None:
-    """It can neither renew nor go on with its numbers."""
+def test_an_abandoned_run_can_no_longer_write(engine: Engine) -> None:
+    """Neither its heartbeat nor its next transaction succeeds."""
     stalled, _ = begin(engine, A)
     begin(engine, now=second(61))
     with writing(engine) as connection:
@@ -171,8 +169,8 @@ def test_an_abandoned_run_learns_it(engine: Engine) -> None:
     assert [caught.value.exit_code for caught in (renewing, keeping)] == [7, 7]
 
 
-def test_a_run_writes_only_what_it_holds(engine: Engine) -> None:
-    """Its own numbers, in any choice; not another's, nor one that nobody holds."""
+def test_a_run_writes_only_numbers_that_it_holds(engine: Engine) -> None:
+    """Any of its own numbers; not another run's, nor one that no run holds."""
     run_id, _ = begin(engine, A, B)
     begin(engine, C)
     with writing(engine) as connection:
@@ -183,20 +181,20 @@ def test_a_run_writes_only_what_it_holds(engine: Engine) -> None:
                 leases.ensure_held(connection, run_id, numbers)
 
 
-# Seeing that a process has died
+# Detecting dead processes
 
 
 def test_a_living_process_is_not_dead() -> None:
-    """Not this one, nor another of this machine."""
-    with child(TELL_AND_WAIT) as (_, owner):
+    """Neither this process nor another on this machine."""
+    with child(PRINT_OWNER) as (_, owner):
         assert not leases.is_dead(owner)
         assert owner != leases.owner_identity()
     assert not leases.is_dead(leases.owner_identity())
 
 
 def test_a_killed_process_is_dead() -> None:
-    """As a zombie, which its parent has not asked about, and when it is gone."""
-    with child(TELL_AND_WAIT) as (process, owner):
+    """As a zombie, before its parent has waited for it, and after that."""
+    with child(PRINT_OWNER) as (process, owner):
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert leases.is_dead(owner)
@@ -205,19 +203,19 @@ def test_a_killed_process_is_dead() -> None:
 
 
 def test_a_reused_pid_is_another_process() -> None:
-    """A process with the same PID that started at another time is not the owner."""
+    """A process with the owner's PID that started at another time is not the owner."""
     space_and_pid, _, started = leases.owner_identity().rpartition(" ")
     assert leases.is_dead(f"{space_and_pid} {int(started) - 1}")
 
 
 @pytest.mark.parametrize("owner", ["", "nonsense", "a b c", "boot pid:[1] 1 2", "boot pid:[1] x y"])
-def test_what_cannot_be_seen_is_not_judged(owner: str) -> None:
-    """Another machine's or container's process may well be alive."""
+def test_an_invisible_process_is_not_dead(owner: str) -> None:
+    """A process of another machine or container may be alive."""
     assert not leases.is_dead(owner)
 
 
-def test_another_pid_space_waits_for_the_expiry(engine: Engine) -> None:
-    """There, PID 1 is no one's business here: only time tells."""
+def test_a_run_in_another_pid_namespace_ends_by_expiry(engine: Engine) -> None:
+    """Its PID means nothing here, so only the expiry counts."""
     remote, _ = begin(engine, A)
     set_owner(engine, "3f520413-0000-0000-0000-000000000000 pid:[4026531836] 999999999 1")
     _, claim = begin(engine, A, now=second(59))
@@ -226,9 +224,9 @@ def test_another_pid_space_waits_for_the_expiry(engine: Engine) -> None:
     assert claim.held == {A}
 
 
-def test_a_killed_run_holds_nobody_up(engine: Engine, database_url: str) -> None:
-    """On the same machine its numbers are free at once, long before the lease expires."""
-    with child(CLAIM_AND_WAIT, database_url, NOON.isoformat()) as (process, run_id):
+def test_a_killed_run_frees_its_numbers_at_once(engine: Engine, database_url: str) -> None:
+    """On the same machine, long before the lease expires."""
+    with child(CLAIM, database_url, NOON.isoformat()) as (process, run_id):
         _, claim = begin(engine, A, now=second(1))
         assert str(claim.busy[A].run_id) == run_id
         process.kill()

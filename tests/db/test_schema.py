@@ -1,16 +1,19 @@
-"""The schema: made, checked, taken back and refused, from the migrations alone."""
+"""The schema: its migrations, its checks, its constraints and its comments."""
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from multiprocessing.synchronize import Barrier
+from typing import Any, get_args
 
 import pytest
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import BigInteger, Column, Engine, Integer, Table, insert, inspect, text
 
-from etl.db import schema
-from etl.db.engine import open_database, writing
+from etl.db import schema, tables
+from etl.db.engine import open_engine, writing
 from etl.db.tables import REVISION, VERSION_TABLE, metadata
+from etl.db.types import BigKey, UtcDateTime
 from etl.errors import DatabaseError, SchemaError
 
 CONTRACT = {
@@ -46,21 +49,34 @@ KEYS = {
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Engine]:
-    """A database without a schema."""
-    opened = open_database(database_url)
+    """A new database without tables."""
+    opened = open_engine(database_url)
     yield opened
     opened.dispose()
 
 
 @pytest.fixture
 def built(empty: Engine) -> Engine:
-    """A database of the test's own, with the schema."""
+    """A new database with the schema, which the test may change."""
     schema.upgrade(empty)
     return empty
 
 
-def tables(engine: Engine) -> set[str]:
+def table_names(engine: Engine) -> set[str]:
     return set(inspect(engine).get_table_names())
+
+
+def add_a_row_to_every_table(engine: Engine) -> None:
+    with writing(engine) as connection:
+        for table in metadata.sorted_tables:
+            row = {c.name: example(c) for c in table.columns if c.primary_key or not c.nullable}
+            connection.execute(insert(table), row)
+
+
+def example(column: Column[Any]) -> object:
+    if isinstance(column.type, UtcDateTime):
+        return datetime(2025, 6, 1, 12, tzinfo=UTC)
+    return 1 if isinstance(column.type, BigInteger | Integer | BigKey) else "+13343284472"
 
 
 def execute(engine: Engine, *statements: str) -> None:
@@ -74,98 +90,86 @@ def values(engine: Engine, query: str) -> list[tuple[object, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-# Making it
+# Migrations
 
 
 def test_an_empty_database_gets_the_tables_that_the_program_expects(empty: Engine) -> None:
-    """The migrations and the tables in the code are the same schema."""
+    """The migrations create the schema that etl.db.tables describes."""
     assert schema.current(empty) is None
     assert schema.upgrade(empty) == REVISION == schema.current(empty)
     assert schema.differences(empty) is None
-    assert tables(empty) == {*metadata.tables, VERSION_TABLE}
+    assert table_names(empty) == {*metadata.tables, VERSION_TABLE}
 
 
 @pytest.mark.parametrize("table", CONTRACT)
 def test_the_contract_is_in_the_tables(table: str) -> None:
-    """What people's queries name is there, under the key that they were promised."""
+    """Every column and key that people's queries use exists."""
     assert set(CONTRACT[table].split()) <= set(metadata.tables[table].columns.keys())
     assert metadata.tables[table].primary_key.columns.keys() == KEYS[table]
 
 
 def test_an_upgraded_database_is_not_touched_again(built: Engine) -> None:
-    """To upgrade what is current changes nothing."""
+    """Upgrading a current schema changes nothing."""
     before = values(built, f"SELECT * FROM {VERSION_TABLE}")
     assert schema.upgrade(built) == REVISION
     schema.ensure_current(built, upgrade_allowed=False)
     assert values(built, f"SELECT * FROM {VERSION_TABLE}") == before
 
 
-def test_a_downgrade_leaves_nothing_and_can_be_undone(built: Engine) -> None:
-    """Down to base no table of ours is left; up again the schema is whole."""
+def test_a_downgrade_to_base_drops_everything(built: Engine) -> None:
+    """No table and no view is left, and an upgrade makes the schema whole again."""
+    add_a_row_to_every_table(built)
     schema.downgrade(built, "base")
     assert schema.current(built) is None
-    assert tables(built) == {VERSION_TABLE}
+    assert table_names(built) == {VERSION_TABLE}
+    assert inspect(built).get_view_names() == []
     schema.upgrade(built)
     assert schema.differences(built) is None
 
 
-def test_each_migration_can_be_undone_and_redone(empty: Engine) -> None:
-    """Down one revision at a time and up one at a time end where they began."""
-    schema.upgrade(empty)
-    while schema.current(empty):
-        schema.downgrade(empty, "-1")
-    schema.upgrade(empty)
-    assert schema.differences(empty) is None
-
-
-def test_migrations_keep_what_is_stored(built: Engine) -> None:
-    """Rows of an older version are there after the upgrade, and again after the way back."""
-    noon = "'2025-06-01 12:00:00.000000'"
-    numbers, links, counts = "phone_numbers", "chat_phone_numbers", "chat_message_counts"
-    queries = [f"SELECT * FROM {name}" for name in (numbers, links, counts, "chat_handles")]
-    schema.downgrade(built, "0003")
-    execute(
-        built,
-        f"INSERT INTO {numbers} (phone_number, first_seen_at) VALUES ('+1', {noon})",
-        f"INSERT INTO chats (id, first_seen_at, changed_at) VALUES (1, {noon}, {noon})",
-        "INSERT INTO chat_handles (chat_id, id, first_seen_at, changed_at) "
-        f"VALUES (1, 2, {noon}, {noon})",
-        f"INSERT INTO {links} (phone_number, chat_id, first_seen_at) VALUES ('+1', 1, {noon})",
-        f"INSERT INTO {counts} VALUES (1, {noon}, 5, 1)",
-    )
-    before = [values(built, query) for query in queries]
+def test_each_migration_can_be_undone_with_rows_in_every_table(built: Engine) -> None:
+    """Down one revision at a time to an empty database, and up again."""
+    add_a_row_to_every_table(built)
+    while schema.current(built):
+        schema.downgrade(built, "-1")
     schema.upgrade(built)
-    assert [values(built, query) for query in queries] == before
-    assert values(built, "SELECT id, digest FROM chats") == [(1, None)]
-    assert values(built, "SELECT phone_number, chat_id FROM current_participants") == [("+1", 1)]
-    schema.downgrade(built, "0003")
-    assert [values(built, query) for query in queries] == before
-    with pytest.raises(DatabaseError):
-        execute(built, f"INSERT INTO {counts} VALUES (2, {noon}, 5, 1)")
+    assert schema.differences(built) is None
 
 
-def test_a_downgrade_to_nowhere_is_refused(built: Engine) -> None:
-    """A revision that nobody knows is named in the error, and nothing changes."""
-    with pytest.raises(SchemaError, match="cannot downgrade to 'nowhere'"):
-        schema.downgrade(built, "nowhere")
+def test_every_later_migration_keeps_the_rows_of_the_baseline(built: Engine) -> None:
+    """Down to the baseline and up again, no row is lost."""
+    add_a_row_to_every_table(built)
+    queries = [f"SELECT count(*) FROM {name}" for name in CONTRACT]
+    for move in (lambda: schema.downgrade(built, "0006_baseline"), lambda: schema.upgrade(built)):
+        move()
+        assert [values(built, query) for query in queries] == [[(1,)]] * len(CONTRACT)
+    assert schema.differences(built) is None
+
+
+@pytest.mark.parametrize("revision", ["nowhere", "0001", "-9", "+1", "", "base:head"])
+def test_a_downgrade_to_an_unknown_revision_is_refused(built: Engine, revision: str) -> None:
+    """The error lists the revisions, and nothing changes."""
+    with pytest.raises(SchemaError, match=r"the revisions are base, 0006_baseline") as caught:
+        schema.downgrade(built, revision)
+    assert str(caught.value).startswith(f"cannot downgrade to {revision!r}")
     assert schema.differences(built) is None
 
 
 def test_a_failed_upgrade_leaves_nothing_behind(empty: Engine) -> None:
-    """A table that is in the way stops the upgrade before its first change."""
+    """If another project has a table of the same name, the upgrade changes nothing."""
     execute(empty, "CREATE TABLE chat_events (theirs TEXT)")
     with pytest.raises(DatabaseError) as caught:
         schema.upgrade(empty)
     assert caught.value.exit_code == 6
-    assert tables(empty) == {"chat_events"}
+    assert table_names(empty) == {"chat_events"}
     assert schema.current(empty) is None
 
 
-# Whether it is right
+# Checks
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "named"),
     [
         ("ALTER TABLE chats ADD COLUMN nickname TEXT", "nickname"),
         ("ALTER TABLE chats DROP COLUMN message_count", "message_count"),
@@ -174,57 +178,69 @@ def test_a_failed_upgrade_leaves_nothing_behind(empty: Engine) -> None:
         ("DROP TABLE rejected_records", "rejected_records"),
     ],
 )
-def test_a_changed_schema_is_noticed(built: Engine, change: str, told: str) -> None:
-    """What somebody altered by hand is named."""
+def test_a_changed_schema_is_noticed(built: Engine, change: str, named: str) -> None:
+    """A column, table or index that was changed by hand is named."""
     execute(built, change)
-    assert told in (schema.differences(built) or "")
+    assert named in (schema.differences(built) or "")
 
 
 def test_an_empty_database_differs(empty: Engine) -> None:
-    """Before the first upgrade the check says which command to run."""
+    """Before the first upgrade, the check names the command to run."""
     assert "linq-etl db upgrade" in (schema.differences(empty) or "")
 
 
-def test_a_newer_schema_is_refused(built: Engine) -> None:
-    """A revision that this program does not have is left alone, with exit code 6."""
-    execute(built, f"UPDATE {VERSION_TABLE} SET version_num = 'f00d'")
-    for refused in (
+@pytest.mark.parametrize("revision", ["0004", "0006", "9999"])
+def test_an_unknown_revision_is_refused(built: Engine, revision: str) -> None:
+    """A revision that is gone or still to come: exit code 6, and nothing changes."""
+    execute(built, f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
+    commands: tuple[Callable[[], object], ...] = (
         lambda: schema.ensure_current(built, upgrade_allowed=True),
+        lambda: schema.ensure_current(built, upgrade_allowed=False),
         lambda: schema.upgrade(built),
-    ):
-        with pytest.raises(SchemaError, match=r"f00d.* newer than this program") as caught:
-            refused()
+        lambda: schema.downgrade(built, "base"),
+        lambda: schema.differences(built),
+    )
+    for command in commands:
+        with pytest.raises(SchemaError) as caught:
+            command()
         assert caught.value.exit_code == 6
-    assert schema.current(built) == "f00d"
+        assert str(caught.value) == (
+            f"the schema's revision {revision} is unknown to this program: the database is older "
+            "than 0.1 or newer than this version. If older (a development database), start a new "
+            "one; if newer, install the linq-etl version that upgraded it, or a later one"
+        )
+    assert schema.current(built) == revision
+    assert table_names(built) == {*metadata.tables, VERSION_TABLE}
 
 
 def test_an_empty_schema_is_upgraded_only_if_allowed(empty: Engine) -> None:
-    """Otherwise the error says which command to run."""
+    """If not, the error names the command to run."""
     with pytest.raises(SchemaError, match=r"no tables yet; run `linq-etl db upgrade`") as caught:
         schema.ensure_current(empty, upgrade_allowed=False)
     assert caught.value.exit_code == 6
-    assert tables(empty) == set()
+    assert table_names(empty) == set()
     schema.ensure_current(empty, upgrade_allowed=True)
     assert schema.differences(empty) is None
 
 
 def test_an_older_schema_is_upgraded_only_if_allowed(built: Engine) -> None:
-    """One revision behind is older, or empty where there was only one."""
+    """One revision back is older; it is empty as long as there is only the baseline."""
     schema.downgrade(built, "-1")
     behind = schema.current(built)
-    with pytest.raises(SchemaError, match=r"older|empty"):
+    with pytest.raises(SchemaError, match=r"older|no tables"):
         schema.ensure_current(built, upgrade_allowed=False)
     assert schema.current(built) == behind
     schema.ensure_current(built, upgrade_allowed=True)
     assert schema.differences(built) is None
 
 
-# Together with others
+# Concurrency and other projects
 
 
-def test_two_upgrades_at_once_both_succeed(empty: Engine) -> None:
-    """Threads that start together wait for one another."""
-    start, ended = threading.Barrier(3), []
+def test_threads_that_upgrade_at_once_all_succeed(empty: Engine) -> None:
+    """They wait for each other."""
+    start = threading.Barrier(3)
+    ended: list[str] = []
 
     def upgrade() -> None:
         start.wait()
@@ -240,14 +256,14 @@ def test_two_upgrades_at_once_both_succeed(empty: Engine) -> None:
 
 
 def _upgrade_in_process(url: str, ready: Barrier) -> None:
-    engine = open_database(url)
+    engine = open_engine(url)
     ready.wait()
     schema.upgrade(engine)
     engine.dispose()
 
 
-def test_two_processes_upgrade_at_once(empty: Engine, database_url: str) -> None:
-    """Both come while a third has the database, and both succeed."""
+def test_processes_that_upgrade_at_once_all_succeed(empty: Engine, database_url: str) -> None:
+    """Both start while a third holds the write lock."""
     spawn = multiprocessing.get_context("spawn")
     ready = spawn.Barrier(3)
     processes = [
@@ -263,8 +279,8 @@ def test_two_processes_upgrade_at_once(empty: Engine, database_url: str) -> None
     assert schema.differences(empty) is None
 
 
-def test_what_is_not_ours_is_left_alone(empty: Engine) -> None:
-    """Another project's tables and its alembic_version survive each of our commands."""
+def test_tables_of_other_projects_are_left_alone(empty: Engine) -> None:
+    """Another project's tables and its alembic_version survive each command."""
     execute(
         empty,
         "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)",
@@ -275,24 +291,38 @@ def test_what_is_not_ours_is_left_alone(empty: Engine) -> None:
     schema.upgrade(empty)
     assert schema.differences(empty) is None
     schema.downgrade(empty, "base")
-    assert tables(empty) == {"alembic_version", "orders", VERSION_TABLE}
+    assert table_names(empty) == {"alembic_version", "orders", VERSION_TABLE}
     assert values(empty, "SELECT * FROM alembic_version") == [("theirs",)]
     assert values(empty, "SELECT * FROM orders") == [(7,)]
 
 
-# What it says of itself
+# The data dictionary, names and indexes
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
-def test_every_table_and_column_has_a_comment(table: object) -> None:
-    """The data dictionary has no gap, and its entries are sentences or parts of one."""
-    described = [table, *table.columns]  # type: ignore[attr-defined]
-    assert [str(one) for one in described if not (one.comment or "").strip()] == []
+def test_every_table_and_column_has_a_comment(table: Table) -> None:
+    """The data dictionary has no gap."""
+    assert table.comment
+    assert [column.name for column in table.columns if not column.comment] == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        (tables.sync_runs.c.status, tables.Status),
+        (tables.sync_run_numbers.c.completeness, tables.Completeness),
+        (tables.chat_events.c.kind, tables.EventKind),
+    ],
+    ids=str,
+)
+def test_a_comment_names_every_value(column: Column[str], values: object) -> None:
+    """The comment of a status column lists the values that the program writes."""
+    assert [value for value in get_args(values) if value not in (column.comment or "")] == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_the_comments_are_in_the_catalog(built: Engine) -> None:
-    """Where the database keeps comments, an analyst's tool shows them all."""
+    """PostgreSQL stores the comments, so that an analyst's tool can show them."""
     catalog = inspect(built)
     for name, table in metadata.tables.items():
         assert catalog.get_table_comment(name)["text"] == table.comment
@@ -301,7 +331,7 @@ def test_the_comments_are_in_the_catalog(built: Engine) -> None:
 
 
 def test_every_constraint_has_its_name(built: Engine) -> None:
-    """A later migration can find each of them, in SQLite too."""
+    """A later migration can drop each of them, on SQLite too."""
     catalog = inspect(built)
     for table in metadata.tables:
         assert catalog.get_pk_constraint(table)["name"] == f"pk_{table}"
@@ -311,8 +341,8 @@ def test_every_constraint_has_its_name(built: Engine) -> None:
             assert index["name"] == "_".join(["ix", table, *map(str, index["column_names"])])
 
 
-def test_the_obvious_queries_have_an_index(built: Engine) -> None:
-    """Chats by number, participants by phone number, and what changed of late."""
+def test_common_queries_have_an_index(built: Engine) -> None:
+    """Chats by number, participants by phone number, and recent changes."""
     catalog = inspect(built)
     leading = set()
     for table in metadata.tables:

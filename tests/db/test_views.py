@@ -1,4 +1,4 @@
-"""The views for analysts, by examples that were computed by hand."""
+"""The views for analysts, checked against results computed by hand."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -21,8 +21,8 @@ NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def stock(engine: Engine) -> Engine:
-    """Two numbers: chat 1 is A's, chat 2 is B's, chat 3 is in both lists."""
+def stored(engine: Engine) -> Engine:
+    """Two numbers: A lists chats 1 and 3, B lists chats 2 and 3."""
     with writing(engine) as connection:
         put(connection, phone_numbers, {"phone_number": A, "label": "Sales"}, {"phone_number": B})
         put(connection, chats, *({"id": n, "changed_at": NOON} for n in (1, 2, 3)))
@@ -66,10 +66,10 @@ def participants(engine: Engine) -> list[dict[str, Any]]:
         return [dict(row) for row in found.mappings()]
 
 
-def test_messages_count_for_every_list_and_utc_day(stock: Engine) -> None:
-    """A gain is the rise since the count before; what was there at first, and a fall, are none."""
+def test_messages_are_counted_per_list_and_utc_day(stored: Engine) -> None:
+    """A gain is an increase. The first count is one only for a chat with a `created` event."""
     kiev = timezone(timedelta(hours=3))
-    with writing(stock) as connection:
+    with writing(stored) as connection:
         put(
             connection,
             chat_message_counts,
@@ -84,7 +84,7 @@ def test_messages_count_for_every_list_and_utc_day(stock: Engine) -> None:
         )
         created = {"run_id": 1, "observed_at": NOON, "chat_id": 2, "kind": "created"}
         put(connection, chat_events, created)
-    assert messages_per_day(stock) == [
+    assert messages_per_day(stored) == [
         (B, "2025-06-01", 4),
         (B, "2025-06-02", 2),
         (A, "2025-06-01", 3),
@@ -92,9 +92,9 @@ def test_messages_count_for_every_list_and_utc_day(stock: Engine) -> None:
     ]
 
 
-def test_a_day_without_gains_is_no_row(stock: Engine) -> None:
-    """Starting counts, falls and counts that the API did not tell are no messages."""
-    with writing(stock) as connection:
+def test_a_day_without_gains_has_no_row(stored: Engine) -> None:
+    """First counts, decreases and unknown counts are not gains."""
+    with writing(stored) as connection:
         put(
             connection,
             chat_message_counts,
@@ -106,13 +106,13 @@ def test_a_day_without_gains_is_no_row(stock: Engine) -> None:
         )
         renamed = {"run_id": 1, "observed_at": NOON, "chat_id": 1, "kind": "renamed"}
         put(connection, chat_events, renamed)
-    assert messages_per_day(stock) == []
+    assert messages_per_day(stored) == []
 
 
-def test_current_participants_are_those_that_are_not_removed(stock: Engine) -> None:
-    """One row for each list that shows the chat; removed handles, chats and lists are left out."""
+def test_current_participants_leave_out_everything_removed(stored: Engine) -> None:
+    """One row per list that holds the chat, without removed handles, chats and list entries."""
     gone = {"removed_at": NOON}
-    with writing(stock) as connection:
+    with writing(stored) as connection:
         put(connection, chats, {"id": 4, "changed_at": NOON} | gone)
         put(
             connection,
@@ -158,7 +158,7 @@ def test_current_participants_are_those_that_are_not_removed(stock: Engine) -> N
         "is_group": True,
         "participant_service": "SMS",
     }
-    assert participants(stock) == [
+    assert participants(stored) == [
         {"phone_number": B, "label": None} | shared,
         {"phone_number": A, "label": "Sales"} | shared,
         {"phone_number": A, "label": "Sales"} | shared | team,

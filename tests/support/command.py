@@ -1,24 +1,29 @@
-"""The installed command as people run it: a process with an environment, streams and an exit code.
+"""Runs the command, in this process or as one of its own, and reads the database by plain SQL.
 
-Also what a test needs around it: a sandbox that holds requests back, and the database as plain
-SQL shows it.
+`call` is fast; `linq_etl` and `running` start the installed command, for tests of signals,
+streams and terminals.
 """
 
+import gc
+import io
 import json
 import os
 import sqlite3
 import subprocess
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
+from etl.cli.main import run
+from etl.log import LOGGER
 from etl.sandbox import Sandbox, World
 from etl.sandbox.routes import Reply
 
@@ -33,12 +38,14 @@ DATA_TABLES = (
     "chat_message_counts",
     "chat_events",
 )
-PATIENCE = 30.0  # seconds until something that must happen counts as not happening
+# Lets `coverage run` measure subprocesses too.
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+PATIENCE = 30.0  # seconds to wait for an expected event
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that has ended by itself."""
+    """A command that has ended: its exit code and what it printed."""
 
     code: int
     stdout: str
@@ -46,12 +53,14 @@ class Ended:
 
     @property
     def data(self) -> Any:
-        """Its stdout, which is JSON and nothing else."""
+        """Its stdout, which must be JSON and nothing else."""
         return json.loads(self.stdout)
 
 
-def settings(api: Sandbox | str, database_url: str, *numbers: str, **others: str) -> dict[str, str]:
-    """An environment that says it all; `others` go over it, `api` is a sandbox or a URL."""
+def environment(
+    api: Sandbox | str, database_url: str, *numbers: str, **others: str
+) -> dict[str, str]:
+    """A complete configuration as variables; `others` override it, `api` is a sandbox or a URL."""
     return {
         "LINQ_ETL_API__BASE_URL": api if isinstance(api, str) else api.url,
         "LINQ_ETL_DATABASE__URL": database_url,
@@ -60,8 +69,29 @@ def settings(api: Sandbox | str, database_url: str, *numbers: str, **others: str
     } | others
 
 
+def call(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
+    """Run a command line in this process, with these variables, and restore what it changed."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    log = LOGGER.handlers, LOGGER.propagate, LOGGER.level
+    thresholds = gc.get_threshold()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        code = run(arguments)
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+    LOGGER.handlers, LOGGER.propagate, level = log
+    LOGGER.setLevel(level)
+    assert "Traceback" not in stderr.getvalue()
+    return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+
 def linq_etl(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> Ended:
-    """Run the command to its end."""
+    """Run the installed command to its end."""
     with running(*arguments, env=env, **options) as process:
         return ended(process)
 
@@ -70,10 +100,10 @@ def linq_etl(*arguments: str, env: dict[str, str] | None = None, **options: Any)
 def running(
     *arguments: str, env: dict[str, str] | None = None, under: Sequence[str] = (), **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command, `under` another one if given; killed if it is under way when the block ends."""
+    """Start the installed command, `under` another one if given; killed when the block ends."""
     with subprocess.Popen(
         [*under, COMMAND, *arguments],
-        env={"PATH": os.environ["PATH"], "HOME": str(Path.cwd()), **(env or {})},
+        env={"PATH": os.environ["PATH"], "HOME": str(Path.cwd()), **COVERAGE, **(env or {})},
         text=True,
         **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         | options,
@@ -85,14 +115,14 @@ def running(
 
 
 def ended(process: subprocess.Popen[str], within: float = PATIENCE) -> Ended:
-    """Wait for its end; whatever happens, nobody is shown a traceback."""
+    """Wait for the process to end; it must never print a traceback."""
     stdout, stderr = process.communicate(timeout=within)
     assert "Traceback" not in (stderr or "")
     return Ended(process.returncode, stdout, stderr)
 
 
 def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Wait for something that the process brings about; fails at once if it ends instead."""
+    """Wait for an effect of the process; fail at once if the process ends."""
     pause = threading.Event()
     for _ in range(int(PATIENCE / 0.02)):
         if happened():
@@ -103,7 +133,7 @@ def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -
 
 
 class HoldingSandbox(Sandbox):
-    """Answers so many requests for a number's list, then holds the rest back until `release`."""
+    """Answers `answers` requests for a number's list and holds back the others until `release`."""
 
     def __init__(self, world: World, *, answers: int, number: str = A, **options: Any) -> None:
         super().__init__(world, **options)
@@ -119,7 +149,7 @@ class HoldingSandbox(Sandbox):
         return super().respond(target, token)
 
     def release(self) -> None:
-        """Answer everything from now on."""
+        """Answer the requests held back, and all later ones."""
         self._released.set()
 
     def stop(self) -> None:
@@ -131,7 +161,7 @@ class HoldingSandbox(Sandbox):
 
 
 def select(database_url: str, query: str) -> list[tuple[Any, ...]]:
-    """What the query returns, with times as the database's driver gives them."""
+    """The query's rows, with times as the database's driver returns them."""
     if database_url.startswith("sqlite"):
         with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
             return connection.execute(query).fetchall()
@@ -151,7 +181,7 @@ def execute(database_url: str, statement: str) -> None:
 
 
 def snapshot(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Every data row; in PostgreSQL with its version, which also an update to the same changes."""
+    """Every data row; in PostgreSQL with xmin, which shows even updates that change nothing."""
     version = "" if database_url.startswith("sqlite") else "t.xmin::text, "
     return {
         table: sorted(select(database_url, f"SELECT {version}t.* FROM {table} t"), key=repr)
@@ -160,7 +190,7 @@ def snapshot(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def stored(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """The chats, handles and memberships that are there and not removed."""
+    """The stored chats, handles and memberships, without removed ones."""
     handles = select(
         database_url,
         "SELECT chat_id, id, phone_number, service, joined_at FROM chat_handles "
@@ -185,7 +215,7 @@ def stored(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def held(world: World, numbers: Sequence[str] = (A, B)) -> dict[str, list[tuple[Any, ...]]]:
-    """What the sandbox holds of these numbers, in the shape of `stored`."""
+    """The sandbox's data for these numbers, in the form of `stored`."""
     memberships = [(number, chat_id) for number in numbers for chat_id in world.listing(number)]
     chats = [world.chat(chat_id) for chat_id in {chat_id for _, chat_id in memberships}]
     return {
@@ -211,7 +241,7 @@ def held(world: World, numbers: Sequence[str] = (A, B)) -> dict[str, list[tuple[
 
 
 def instant(value: str | datetime | None) -> datetime | None:
-    """A time as the API or a database writes it, in UTC; without an offset it is UTC already."""
+    """A time from the API or a database, in UTC; without an offset it is UTC already."""
     if value is None:
         return None
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -2,20 +2,21 @@
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from etl.api import decode as wire
-from etl.api.client import RequestContext
-from etl.api.decode import Chat, LinqNumber, Page, Rejected
+from etl.api.client import LinqClient, RequestContext
+from etl.api.decode import decode_chat, decode_page
+from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
 from etl.sandbox import World
 
-Change = Callable[[World], None]
+Change = Callable[[World], object]
 
 
 def change(number: str, kind: str, position: int, world: World) -> None:
-    """Something happens to the chat at that position of the list, or a chat is created."""
+    """Change the chat at that position of the number's list, or create one."""
     listing = world.listing(number)
     if kind == "create":
         world.create(number)
@@ -23,14 +24,16 @@ def change(number: str, kind: str, position: int, world: World) -> None:
         getattr(world, kind)(listing[position % len(listing)])
 
 
-class MemoryLinq:
-    """Answers from a world as etl.linq.Linq does; before each request the next changes happen.
+class MemoryClient(LinqClient):
+    """A client that answers from a world; before each request the next of `changes` happen.
 
-    `sent` has what was last told of each chat, `lists` what the number's list was at each instant,
-    in the order of time. `delays` shuffle requests that are under way at once.
+    `sent` holds each chat as last sent; `lists` holds the ids on the number's list after each
+    change, in order. `delays` reorder requests that are in flight together.
     """
 
     def __init__(self, world: World, number: str, *, per_page: int) -> None:
+        # Not LinqClient's own __init__, which loads the TLS certificates: too slow for thousands.
+        self.usage = defaultdict(ApiUsage)
         self.world = world
         self.number = number
         self.per_page = per_page
@@ -41,26 +44,26 @@ class MemoryLinq:
         self.lists: list[frozenset[int]] = []
         self._time = datetime.now(UTC)
 
-    def now(self) -> datetime:
+    def clock(self) -> datetime:
         self._time = max(self._time + timedelta(microseconds=1), datetime.now(UTC))
         return self._time
 
-    async def list_chats(self, line: RequestContext, page: int) -> Page:
+    async def list_chats(self, context: RequestContext, page_number: int) -> Page:
         await self._before_answer()
-        answer = self.world.page(self.number, page, self.per_page)
+        answer = self.world.page(self.number, page_number, self.per_page)
         self.sent |= {chat["id"]: chat for chat in answer["data"]}
-        return wire.page(json.dumps(answer).encode(), page, self.now())
+        return decode_page(json.dumps(answer).encode(), page_number, self.clock())
 
-    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
         await self._before_answer()
         try:
             chat = self.world.chat(chat_id)
         except KeyError:
             return None
         self.sent[chat_id] = chat
-        return wire.single_chat(json.dumps({"data": chat}).encode(), chat_id)
+        return decode_chat(json.dumps({"data": chat}).encode(), chat_id)
 
-    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
+    async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
         await self._before_answer()
         return tuple(LinqNumber(number) for number in self.world.numbers)
 
@@ -68,10 +71,10 @@ class MemoryLinq:
         for _ in range(self.delays.pop() if self.delays else 0):
             await asyncio.sleep(0)
         self.requests += 1
-        self._note()
+        self._record_list()
         for change in self.changes.pop(0) if self.changes else ():
             change(self.world)
-            self._note()
+            self._record_list()
 
-    def _note(self) -> None:
+    def _record_list(self) -> None:
         self.lists.append(frozenset(self.world.listing(self.number)))

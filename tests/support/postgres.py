@@ -1,7 +1,7 @@
-"""A PostgreSQL for the tests: the server they are pointed to, else a private one for the session.
+"""PostgreSQL for the tests: the server they are pointed to, else a private one for the session.
 
-The private one is started from installed binaries, listens on a socket in a folder of its own,
-and ends with this process however that ends. No other server is touched.
+The private server is started from installed binaries, listens on a socket in a temporary folder,
+and ends with this process, even if that is killed. No other server is touched.
 """
 
 import os
@@ -21,8 +21,8 @@ from sqlalchemy.engine import make_url
 
 URL_VARIABLE = "LINQ_ETL_TEST_POSTGRES_URL"
 
-# $1 is where the programs are, $2 a folder. The server runs until standard input ends, which is
-# when the tests have ended, be it by a signal.
+# $1 is the folder of the binaries, $2 the server's. The server runs until standard input is closed,
+# which happens when the tests end, also by a signal.
 _SERVE = """
 exec 3>&1 >"$2/log" 2>&1
 "$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync &&
@@ -37,18 +37,18 @@ echo started >&3 && {
 
 
 class NoPostgresError(Exception):
-    """Why there is no PostgreSQL to test with."""
+    """There is no PostgreSQL to test with; the message says why."""
 
 
 @contextmanager
 def server(given_url: str | None) -> Iterator[str]:
-    """The URL of a server where databases may be created. Raises NoPostgres."""
+    """The URL of a server where databases may be created. Raises NoPostgresError."""
     if given_url:
         yield given_url
         return
     folder = _folder()
     try:
-        with _running(_programs(), folder):
+        with _running(_binaries(), folder):
             yield f"postgresql://postgres@/postgres?host={folder}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -56,7 +56,7 @@ def server(given_url: str | None) -> Iterator[str]:
 
 @contextmanager
 def database(server_url: str) -> Iterator[str]:
-    """The URL of a new, empty database, which is dropped in the end."""
+    """The URL of a new, empty database, which is dropped at the end."""
     name = f"linq_etl_test_{uuid.uuid4().hex}"
     _execute(server_url, "CREATE DATABASE {} TEMPLATE template0", name)
     try:
@@ -71,8 +71,8 @@ def _execute(server_url: str, statement: str, name: str) -> None:
         connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
 
-def _programs() -> Path:
-    """The folder with initdb: the one on PATH, else the newest that is installed."""
+def _binaries() -> Path:
+    """The folder with initdb: the one on PATH, else the newest installed."""
     if on_path := shutil.which("initdb"):
         return Path(on_path).resolve().parent
     installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")
@@ -83,7 +83,7 @@ def _programs() -> Path:
 
 
 def _folder() -> Path:
-    # In /tmp, for a socket's path must be short and another user may have to come in.
+    # In /tmp: a socket's path must be short, and the server may run as another user.
     account = _account()
     folder = Path(tempfile.mkdtemp(prefix="linq-etl-", dir="/tmp"))
     if account:
@@ -92,7 +92,7 @@ def _folder() -> Path:
 
 
 def _account() -> dict[str, Any]:
-    """As whom the server runs: initdb refuses root."""
+    """The user that runs the server, if this is root, which initdb refuses."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
@@ -103,14 +103,14 @@ def _account() -> dict[str, Any]:
 
 
 @contextmanager
-def _running(programs: Path, folder: Path) -> Iterator[None]:
+def _running(binaries: Path, folder: Path) -> Iterator[None]:
     with subprocess.Popen(
-        ["/bin/sh", "-c", _SERVE, "sh", programs, folder],
+        ["/bin/sh", "-c", _SERVE, "sh", binaries, folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=folder,
         env={"PATH": os.defpath, "LC_ALL": "C"},
-        start_new_session=True,  # Ctrl-C is for the tests, which then end this in their own way.
+        start_new_session=True,  # Ctrl-C goes to the tests, which then close standard input.
         **_account(),
     ) as process:
         assert process.stdout

@@ -1,4 +1,4 @@
-"""Backfill: a number's list, or some pages of it, at a polite pace; nothing is ever removed."""
+"""Backfill: a number's list, or a page range of it, at a limited rate; it removes nothing."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -8,22 +8,20 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy import select as sql
 
-from etl.api.pace import ApiUsage
-from etl.config import PhoneNumber
-from etl.db import run_log as runs
+from etl.db import run_log
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome, RunOutcome
-from etl.db.tables import sync_run_numbers
+from etl.db.tables import Status, sync_run_numbers
 from etl.sandbox import Sandbox, build_world
 from etl.sandbox.routes import LIST_CHATS
+from tests.support.builders import A, start_run
 from tests.support.command import (
-    A,
     Ended,
+    environment,
     held,
     instant,
     linq_etl,
     select,
-    settings,
     snapshot,
     stored,
 )
@@ -32,19 +30,20 @@ pytestmark = pytest.mark.slow  # Each test starts processes.
 
 PAGES = 40
 PER_PAGE = 3
-# A backfill that goes on reads again what may have been under way: twice the concurrency and three.
-AGAIN = 2 * 2 + 3
+# How many pages a resumed backfill reads again because they may have been in flight: twice the
+# concurrency, and three.
+OVERLAP = 2 * 2 + 3
 UNREAD = "; the next sync tells whether the list is complete"
 
 
 class Account:
-    """A sandbox with a list of 40 pages, and the command on a database."""
+    """A sandbox with a list of 40 pages, and a database to run the command on."""
 
     def __init__(self, sandbox: Sandbox, database_url: str) -> None:
         self.sandbox = sandbox
         self.world = sandbox.world
         self.url = database_url
-        self.env = settings(
+        self.env = environment(
             sandbox,
             database_url,
             A,
@@ -61,7 +60,7 @@ class Account:
 
     @property
     def pages_read(self) -> set[int]:
-        """The pages of the list that the last command asked for; nothing else was asked for."""
+        """The pages that the last command requested; it requested nothing else."""
         assert {request.path for request in self.sandbox.requests} <= {LIST_CHATS}
         return {int(request.query["page"]) for request in self.sandbox.requests}
 
@@ -72,17 +71,17 @@ def account(database_url: str) -> Iterator[Account]:
         yield Account(sandbox, database_url)
 
 
-def number_of(done: Ended) -> dict[str, Any]:
+def number_in(done: Ended) -> dict[str, Any]:
     (number,) = done.data["numbers"]
     return dict(number)
 
 
 def test_a_whole_list_is_walked_to_a_verdict(account: Account) -> None:
-    """Everything is stored, and the run log says that it is complete, as after a sync."""
+    """Every chat is stored, and the run log says that the list is complete, as after a sync."""
     done = account.backfill()
     assert (done.code, done.data["command"], done.data["status"]) == (0, "backfill", "succeeded")
     assert stored(account.url) == held(account.world, [A])
-    number = number_of(done)
+    number = number_in(done)
     assert (number["completeness"], number["reason"]) == ("consistent", None)
     assert (number["first_page"], number["total_count"]) == (1, PAGES * PER_PAGE)
     before = snapshot(account.url)
@@ -90,14 +89,14 @@ def test_a_whole_list_is_walked_to_a_verdict(account: Account) -> None:
     assert snapshot(account.url) == before
 
 
-def test_a_range_of_pages_is_read_and_no_other(account: Account) -> None:
-    """Its chats are stored; the log says that it tells nothing of the others."""
+def test_only_the_page_range_is_read(account: Account) -> None:
+    """Its chats are stored; the run log says which pages were read and claims no completeness."""
     expected = set(account.world.listing(A)[3 * PER_PAGE : 6 * PER_PAGE])
     done = account.backfill("--first-page", "4", "--last-page", "6")
     assert (done.code, done.data["status"]) == (0, "succeeded")
     assert account.pages_read == {4, 5, 6}
     assert {row[0] for row in stored(account.url)["chats"]} == expected
-    number = number_of(done)
+    number = number_in(done)
     assert (number["completeness"], number["first_page"], number["pages"]) == (None, 4, 3)
     assert number["reason"] == "only pages 4 to 6 were read" + UNREAD
 
@@ -111,17 +110,17 @@ def test_a_range_of_pages_is_read_and_no_other(account: Account) -> None:
         (("--first-page", "7", "--last-page", "7"), {7}),
     ],
 )
-def test_a_range_ends_with_the_list(
+def test_a_page_range_ends_with_the_list(
     options: tuple[str, ...], pages: set[int], account: Account
 ) -> None:
-    """Without a first or a last page it reaches to the list's begin or end."""
+    """Without a first or a last page it starts or ends where the list does."""
     done = account.backfill(*options)
     assert (done.code, account.pages_read) == (0, pages)
-    assert number_of(done)["reason"] == f"only pages {min(pages)} to {max(pages)} were read{UNREAD}"
+    assert number_in(done)["reason"] == f"only pages {min(pages)} to {max(pages)} were read{UNREAD}"
 
 
-def test_a_first_page_after_the_last_is_a_mistake(account: Account) -> None:
-    """Exit code 2, and no run."""
+def test_a_first_page_after_the_last_is_refused(account: Account) -> None:
+    """Exit code 2, and no request."""
     done = account.backfill("--first-page", "5", "--last-page", "4")
     assert (done.code, done.stdout) == (2, "")
     assert "--last-page: page 4 comes before page 5" in done.stderr
@@ -129,7 +128,7 @@ def test_a_first_page_after_the_last_is_a_mistake(account: Account) -> None:
 
 
 def test_nothing_is_removed(account: Account) -> None:
-    """Chats that are gone are not even asked for, whether all or some pages are read."""
+    """Missing chats are not even asked for, whether all pages are read or some."""
     assert account.run("sync").code == 0
     for chat_id in account.world.listing(A)[:3]:
         account.world.delete(chat_id)
@@ -141,50 +140,51 @@ def test_nothing_is_removed(account: Account) -> None:
     assert account.run("sync").data["chats_removed"] == 3
 
 
-def test_a_range_does_not_make_the_rest_news(account: Account) -> None:
-    """A list of which only a part was read has no events until it was read to the end."""
+def test_a_page_range_is_no_first_full_read(account: Account) -> None:
+    """Chats found after it get no `created` event until the list was read to the end."""
     account.backfill("--first-page", "4", "--last-page", "6")
     assert account.run("sync").code == 0
     assert stored(account.url) == held(account.world, [A])
     assert select(account.url, "SELECT * FROM chat_events") == []
 
 
-# After an interruption
+# Resuming
 
 
-def plant(engine: Engine, command: str, *, first_page: int, pages: int, status: str) -> None:
-    """An entry in the run log that ended so, after so many pages."""
+def plant(engine: Engine, command: str, *, first_page: int, pages: int, status: Status) -> None:
+    """An earlier run in the run log, which ended like this after so many pages."""
     now = datetime.now(UTC)
+    run_id, _ = start_run(engine, A, command=command, now=now)
     with writing(engine) as connection:
-        run_id = runs.start(connection, command, now=now, lease_seconds=60)
-        runs.claim(connection, run_id, [PhoneNumber(A)], now)
-        runs.note_first_page(connection, run_id, A, first_page)
+        run_log.note_first_page(connection, run_id, A, first_page)
         of_run = sync_run_numbers.c.run_id == run_id
         connection.execute(update(sync_run_numbers).where(of_run).values(pages=pages))
         if status in {"succeeded", "failed"}:
-            runs.close_number(connection, run_id, NumberOutcome(A, status, ApiUsage()), now)
-        runs.finish(connection, run_id, RunOutcome(status), now)
+            run_log.close_number(connection, run_id, NumberOutcome(A, status), now)
+        run_log.finish(connection, run_id, RunOutcome(status), now)
         ended = connection.execute(sql(sync_run_numbers.c.status).where(of_run)).scalar_one()
         assert ended == status
 
 
 @pytest.mark.parametrize("status", ["interrupted", "abandoned", "failed"])
-def test_after_an_interruption_it_goes_on(status: str, engine: Engine, account: Account) -> None:
-    """It begins a few pages before the last one stored, and says that it read only the rest."""
+def test_an_unfinished_backfill_is_resumed(
+    status: Status, engine: Engine, account: Account
+) -> None:
+    """It starts a few pages before the last one stored, and says that it read only the rest."""
     plant(engine, "backfill", first_page=1, pages=30, status=status)
-    begin = 1 + 30 - AGAIN
+    start = 1 + 30 - OVERLAP
     done = account.backfill()
-    assert (done.code, account.pages_read) == (0, set(range(begin, PAGES + 1)))
-    number = number_of(done)
-    assert (number["completeness"], number["first_page"]) == (None, begin)
-    assert number["reason"] == f"only pages {begin} to {PAGES} were read{UNREAD}"
+    assert (done.code, account.pages_read) == (0, set(range(start, PAGES + 1)))
+    number = number_in(done)
+    assert (number["completeness"], number["first_page"]) == (None, start)
+    assert number["reason"] == f"only pages {start} to {PAGES} were read{UNREAD}"
 
 
-def test_it_can_be_interrupted_again_and_again(engine: Engine, account: Account) -> None:
-    """Where it goes on is counted from where it last began."""
+def test_a_resumed_backfill_can_be_resumed(engine: Engine, account: Account) -> None:
+    """Its pages are counted from where it started, not from 1."""
     plant(engine, "backfill", first_page=20, pages=15, status="interrupted")
     account.backfill()
-    assert account.pages_read == set(range(20 + 15 - AGAIN, PAGES + 1))
+    assert account.pages_read == set(range(20 + 15 - OVERLAP, PAGES + 1))
 
 
 @pytest.mark.parametrize(
@@ -195,30 +195,30 @@ def test_it_can_be_interrupted_again_and_again(engine: Engine, account: Account)
         ("sync", 30, "interrupted"),
     ],
 )
-def test_otherwise_it_reads_the_whole_list(
-    command: str, pages: int, status: str, engine: Engine, account: Account
+def test_nothing_else_is_resumed(
+    command: str, pages: int, status: Status, engine: Engine, account: Account
 ) -> None:
-    """After a good end, after a few pages, and after a sync, which goes on nowhere."""
+    """After a finished backfill, after very few pages, or after a sync it reads the whole list."""
     plant(engine, command, first_page=1, pages=pages, status=status)
     done = account.backfill()
     assert (done.code, account.pages_read) == (0, set(range(1, PAGES + 1)))
-    assert number_of(done)["completeness"] == "consistent"
+    assert number_in(done)["completeness"] == "consistent"
 
 
-def test_a_first_page_that_is_asked_for_counts(engine: Engine, account: Account) -> None:
-    """It goes on where it was only if nothing else is said."""
+def test_first_page_overrides_resuming(engine: Engine, account: Account) -> None:
+    """`--first-page 1` reads the whole list again."""
     plant(engine, "backfill", first_page=1, pages=30, status="interrupted")
     account.backfill("--first-page", "1")
     assert account.pages_read == set(range(1, PAGES + 1))
 
 
-# Its pace
+# The rate limit
 
 
-def test_the_pace_is_kept(database_url: str) -> None:
-    """--max-rps bounds the requests a second, whatever the API would bear."""
+def test_max_rps_limits_the_rate(database_url: str) -> None:
+    """--max-rps bounds the requests per second, even if the API would take more."""
     with Sandbox(build_world(numbers=[A], chats_per_number=10)) as sandbox:
-        env = settings(sandbox, database_url, A, LINQ_ETL_API__PER_PAGE="2")
+        env = environment(sandbox, database_url, A, LINQ_ETL_API__PER_PAGE="2")
         done = linq_etl("backfill", "--phone-number", A, "--max-rps", "10", "--json", env=env)
     began, finished = (instant(done.data[name]) for name in ("started_at", "finished_at"))
     assert began
@@ -228,8 +228,8 @@ def test_the_pace_is_kept(database_url: str) -> None:
     assert (finished - began).total_seconds() >= (requests - 1) / 10
 
 
-@pytest.mark.parametrize("pace", ["0", "-1", "fast"])
-def test_a_pace_is_a_positive_number(pace: str, account: Account) -> None:
+@pytest.mark.parametrize("rate", ["0", "-1", "fast"])
+def test_max_rps_is_a_positive_number(rate: str, account: Account) -> None:
     """Anything else is exit code 2."""
-    done = linq_etl("backfill", "--phone-number", A, "--max-rps", pace, env=account.env)
+    done = linq_etl("backfill", "--phone-number", A, "--max-rps", rate, env=account.env)
     assert (done.code, "--max-rps" in done.stderr) == (2, True)

@@ -1,17 +1,16 @@
-"""What becomes of known chats that a walk does not see, in whole syncs against a moving account."""
+"""What happens to known chats that a walk does not see: whole syncs of a changing account."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine
 
-from etl import config
 from etl.api.client import RequestContext
-from etl.api.decode import Chat, LinqNumber, Page, Rejected
+from etl.api.models import Chat, LinqNumber, Page, Rejected
+from etl.config import PhoneNumber
 from etl.db.tables import (
     chat_events,
     chat_handles,
@@ -27,52 +26,50 @@ from etl.sandbox.world import Order
 from etl.sync.confirm import suspicious
 from etl.sync.number import RunOptions
 from etl.sync.progress import LogProgress
-from etl.sync.run import Result, sync
-from tests.support.memory_api import MemoryLinq
+from etl.sync.run import RunResult, sync
+from tests.support.builders import A, B, Row, Rows, config_with, count_row, event_row
+from tests.support.memory_api import MemoryClient
 
-Item = dict[str, Any]
-Rows = Callable[[Table], list[Item]]
-
-A, B = "+13343284472", "+13125550100"
+UNLIMITED = 10_000
 SENDER = {"id": 900, "phone_number": "+12025550199", "service": "SMS"}
 
 
-class Api(MemoryLinq):
-    """The API at the present time, which may fail after so many answers of a kind."""
+class Api(MemoryClient):
+    """The API at the present time; it can fail after so many pages or answers."""
 
-    def __init__(self, world: World, number: str = A) -> None:
-        super().__init__(world, number, per_page=4)
+    def __init__(self, world: World) -> None:
+        super().__init__(world, A, per_page=4)
         self.asked: list[int] = []
         self.reached = world.numbers
         self.refuses_numbers = False
         self.hides_numbers = False
-        self.good_pages = 10_000
-        self.good_answers = 10_000
+        self.good_pages = UNLIMITED
+        self.good_answers = UNLIMITED
         self.refused_chats: set[int] = set()
-        self.interrupted: asyncio.Task[Result] | None = None
+        self.interrupted: asyncio.Task[RunResult] | None = None
 
-    def now(self) -> datetime:
+    def clock(self) -> datetime:
         return datetime.now(UTC)
 
-    async def list_chats(self, line: RequestContext, page: int) -> Page:
+    async def list_chats(self, context: RequestContext, page: int) -> Page:
         self.good_pages -= 1
         if self.good_pages < 0:
             if self.interrupted:
                 self.interrupted.cancel()
                 await asyncio.Event().wait()
             raise ApiUnavailableError("the API is down")
-        return await super().list_chats(line, page)
+        return await super().list_chats(context, page)
 
-    async def get_chat(self, line: RequestContext, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
         self.asked.append(chat_id)
         if len(self.asked) > self.good_answers:
             raise ApiUnavailableError("the API is down")
         if chat_id in self.refused_chats:
             raise RequestRefusedError("forbidden", status=403, code="forbidden")
-        return await super().get_chat(line, chat_id)
+        return await super().get_chat(context, chat_id)
 
-    async def list_phone_numbers(self, line: RequestContext) -> tuple[LinqNumber, ...]:
-        await super().list_phone_numbers(line)
+    async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
+        await super().list_phone_numbers(context)
         if self.refuses_numbers:
             raise RequestRefusedError("forbidden", status=403, code="forbidden")
         if self.hides_numbers:
@@ -81,7 +78,7 @@ class Api(MemoryLinq):
 
 
 class Account:
-    """An account, the database that follows it, and one sync after another."""
+    """An account, a database that follows it, and one sync after another."""
 
     def __init__(self, engine: Engine, rows: Rows) -> None:
         self.engine = engine
@@ -97,45 +94,47 @@ class Account:
     def listed(self) -> tuple[int, ...]:
         return self.world.listing(A)
 
-    async def job(
+    async def run(
         self,
         number: str = A,
         *,
         max_confirmations: int = 2000,
         max_passes: int = 3,
-        **plan: Any,
-    ) -> Result:
-        environ = {
-            "LINQ_INTEGRATION_TOKEN": "t",
-            "LINQ_ETL_API__MAX_CONCURRENCY": "1",
-            "LINQ_ETL_SYNC__MAX_CONFIRMATIONS": str(max_confirmations),
-            "LINQ_ETL_SYNC__MAX_PASSES": str(max_passes),
-        }
-        settings = config.load_config(environ=environ, needs_numbers=False)
-        planned = RunOptions((config.PhoneNumber(number),), **plan)
+        **options: Any,
+    ) -> RunResult:
+        config = config_with(
+            API__MAX_CONCURRENCY=1,
+            SYNC__MAX_CONFIRMATIONS=max_confirmations,
+            SYNC__MAX_PASSES=max_passes,
+        )
         self.api.number, self.api.asked = number, []
-        api: Any = self.api
-        return await sync(settings, self.engine, api, plan=planned, report=LogProgress())
+        client: Any = self.api
+        asked_for = RunOptions((PhoneNumber(number),), **options)
+        return await sync(config, self.engine, client, options=asked_for, progress=LogProgress())
 
-    def sync(self, number: str = A, **options: Any) -> Result:
-        return asyncio.run(self.job(number, **options))
+    def sync(self, number: str = A, **options: Any) -> RunResult:
+        return asyncio.run(self.run(number, **options))
 
-    def interrupt(self, *, after_pages: int, **options: Any) -> None:
+    def interrupt(self, *, after_pages: int) -> None:
         async def run() -> None:
             self.api.good_pages = after_pages
-            self.api.interrupted = asyncio.ensure_future(self.job(**options))
+            self.api.interrupted = asyncio.ensure_future(self.run())
             with suppress(asyncio.CancelledError):
                 await self.api.interrupted
-            self.api.interrupted, self.api.good_pages = None, 10_000
+            self.api.interrupted, self.api.good_pages = None, UNLIMITED
 
         asyncio.run(run())
 
-    def chat(self, chat_id: int) -> Item:
+    def chat(self, chat_id: int) -> Row:
         return next(row for row in self.rows(chats) if row["id"] == chat_id)
 
-    def link(self, chat_id: int, number: str = A) -> Item:
+    def link(self, chat_id: int, number: str = A) -> Row:
         keys = {"phone_number": number, "chat_id": chat_id}
         return next(row for row in self.rows(chat_phone_numbers) if keys.items() <= row.items())
+
+    def links(self) -> tuple[list[Row], list[Row]]:
+        """Every chat, and which number lists it."""
+        return self.rows(chats), self.rows(chat_phone_numbers)
 
     def removed(self) -> set[int]:
         return {row["id"] for row in self.rows(chats) if row["removed_at"]}
@@ -158,7 +157,7 @@ def account(engine: Engine, rows: Rows) -> Account:
     return Account(engine, rows)
 
 
-def number_of(result: Result) -> Item:
+def number_in(result: RunResult) -> Row:
     (number,) = result.record["numbers"]
     return dict(number)
 
@@ -186,25 +185,17 @@ def test_a_deleted_chat_is_marked_in_the_next_sync(account: Account) -> None:
     assert account.rows(chat_handles) == before[chat_handles]
     assert account.rows(chat_message_counts) == before[chat_message_counts]
     assert account.rows(chat_events) == [
-        {
-            "id": 1,
-            "run_id": 2,
-            "observed_at": at,
-            "chat_id": dead,
-            "kind": "removed",
-            "old_value": None,
-            "new_value": None,
-        }
+        event_row("removed", id=1, run_id=2, observed_at=at, chat_id=dead)
     ]
     run = result.record
     assert (result.exit_code, run["status"], run["chats_removed"]) == (0, "succeeded", 1)
-    number = number_of(result)
+    number = number_in(result)
     assert (number["chats_removed"], number["missing"], number["reason"]) == (1, 0, None)
     assert account.api.asked == [dead]
 
 
-def test_what_is_marked_is_not_asked_for_again(account: Account) -> None:
-    """A removed chat costs no further request and makes no further event."""
+def test_a_removed_chat_is_not_asked_for_again(account: Account) -> None:
+    """It costs no further request and makes no further event."""
     account.sync()
     account.world.delete(account.listed[0])
     account.sync()
@@ -215,7 +206,7 @@ def test_what_is_marked_is_not_asked_for_again(account: Account) -> None:
 
 
 def test_a_chat_that_comes_back_is_restored(account: Account) -> None:
-    """Its row and its link are as if it had never been gone; the events tell of both."""
+    """Its row and its link are as before; an event says that it was removed, another restored."""
     account.sync()
     chat_id = account.listed[3]
     chat, link = account.chat(chat_id), account.link(chat_id)
@@ -233,11 +224,11 @@ def test_a_chat_that_comes_back_is_restored(account: Account) -> None:
     ]
 
 
-# Alive, and not in the list
+# Alive, but not listed
 
 
 def test_a_living_chat_that_is_missing_stays_and_is_refreshed(account: Account) -> None:
-    """It is noted since when it is missing; what Get Chat says of it is stored."""
+    """Its link says since when it is missing; the answer of Get Chat is stored."""
     account.sync()
     chat_id = account.listed[4]
     chat, link = account.chat(chat_id), account.link(chat_id)
@@ -249,14 +240,14 @@ def test_a_living_chat_that_is_missing_stays_and_is_refreshed(account: Account) 
     since = account.link(chat_id)["missing_since"]
     assert since is not None
     assert account.link(chat_id) == link | {"missing_since": since}
-    number = number_of(result)
+    number = number_in(result)
     assert (result.exit_code, number["status"], number["missing"]) == (0, "succeeded", 1)
     assert (number["chats_removed"], number["chats_updated"]) == (0, 1)
     assert account.events() == [(2, chat_id, "renamed", chat["display_name"], "Opening night")]
 
 
-def test_a_missing_chat_that_is_seen_again_is_missing_no_more(account: Account) -> None:
-    """Its link is as it was before, and there is no event."""
+def test_a_missing_chat_that_is_seen_again_is_not_missing(account: Account) -> None:
+    """Its link is as before, and there is no event."""
     account.sync()
     chat_id = account.listed[4]
     before = account.link(chat_id)
@@ -270,7 +261,7 @@ def test_a_missing_chat_that_is_seen_again_is_missing_no_more(account: Account) 
 
 
 def test_a_chat_that_left_a_list_is_not_gone(account: Account) -> None:
-    """After a second consistent walk its link ends; the chat stays, and is asked for no more."""
+    """A second consistent walk ends its link; the chat stays, and is no longer asked for."""
     account.sync()
     chat_id = account.listed[4]
     chat, link = account.chat(chat_id), account.link(chat_id)
@@ -281,7 +272,7 @@ def test_a_chat_that_left_a_list_is_not_gone(account: Account) -> None:
     assert at is not None
     assert account.link(chat_id) == link | {"removed_at": at}
     assert account.chat(chat_id) == chat
-    assert (second.record["chats_removed"], number_of(second)["missing"]) == (0, 0)
+    assert (second.record["chats_removed"], number_in(second)["missing"]) == (0, 0)
     account.sync()
     assert account.api.asked == []
     account.world.restore(chat_id)
@@ -291,20 +282,20 @@ def test_a_chat_that_left_a_list_is_not_gone(account: Account) -> None:
 
 
 def test_an_unproved_walk_ends_no_link(account: Account) -> None:
-    """A living chat that was missed twice stays in the list if the walk was not consistent."""
+    """A living chat missed twice keeps its link if the walks were not consistent."""
     account.populate(20, order="shuffled")
     account.sync()
     chat_id = account.rows(chat_phone_numbers)[0]["chat_id"]
     account.world.leave_list(A, chat_id)
     for _ in range(2):
-        assert number_of(account.sync())["completeness"] == "unproved"
+        assert number_in(account.sync())["completeness"] == "unproved"
     link = account.link(chat_id)
     assert link["removed_at"] is None
     assert link["missing_since"] is not None
 
 
 def test_a_chat_is_removed_once_no_number_lists_it(account: Account) -> None:
-    """Of a shared chat that is gone, each number ends its own link, and the last one the chat."""
+    """Each number's sync ends its own link to a shared chat; the last one removes the chat."""
     account.world.populate([(A, B)])
     shared = next(iter(account.world.listing(B)))
     account.world.create(B)
@@ -324,17 +315,17 @@ def test_a_chat_is_removed_once_no_number_lists_it(account: Account) -> None:
 # Withheld
 
 
-def test_an_empty_list_removes_nothing(account: Account) -> None:
-    """The run is partial and names --allow-removals, with which all are asked for and removed."""
+def test_an_empty_list_removes_no_chat(account: Account) -> None:
+    """The run is partial and names --allow-removals, which asks for all chats and removes them."""
     account.sync()
-    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    before = account.links()
     for chat_id in account.listed:
         account.world.delete(chat_id)
     result = account.sync()
-    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
-    number = number_of(result)
+    assert account.links() == before
+    number = number_in(result)
     assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 12)
-    assert number["reason"].startswith("the list came back empty where 12 chats were known; ")
+    assert number["reason"].startswith("the list came back empty but 12 chats were known; ")
     assert "--allow-removals" in number["reason"]
     assert account.api.asked == []
     assert account.sync(allow_removals=True).record["chats_removed"] == 12
@@ -342,24 +333,24 @@ def test_an_empty_list_removes_nothing(account: Account) -> None:
 
 
 def test_suspiciously_many_removals_are_withheld(account: Account) -> None:
-    """More than 10 and more than 10 % gone: none is marked until --allow-removals lets them."""
+    """If over 10 and over 10 % are gone, none is marked without --allow-removals."""
     account.populate(40)
     account.sync()
-    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    before = account.links()
     dead = {account.world.delete(chat_id) for chat_id in account.listed[:11]}
     result = account.sync()
-    number = number_of(result)
+    number = number_in(result)
     assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 11)
     assert "11 of 40 known chats are gone or not listed; removals" in number["reason"]
     assert "--allow-removals" in number["reason"]
-    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
+    assert account.links() == before
     allowed = account.sync(allow_removals=True)
     assert (allowed.exit_code, allowed.record["chats_removed"]) == (0, 11)
     assert account.removed() == dead
 
 
 def test_ten_removals_are_never_suspicious(account: Account) -> None:
-    """Ten of twelve chats that are gone are marked."""
+    """If ten of twelve chats are gone, all ten are marked."""
     account.sync()
     dead = {account.world.delete(chat_id) for chat_id in account.listed[:10]}
     assert account.sync().exit_code == 0
@@ -387,21 +378,21 @@ def test_suspicious_is_more_than_ten_and_more_than_a_tenth(
 
 
 def test_a_number_that_the_token_lost_keeps_its_chats(account: Account) -> None:
-    """Nothing is asked for or marked where the token's numbers do not include this one."""
+    """If the token's numbers do not include it, no chat is asked for or marked."""
     account.sync()
     account.world.delete(account.listed[0])
     account.api.reached = (B,)
-    before = [account.rows(table) for table in (chats, chat_phone_numbers)]
+    before = account.links()
     result = account.sync()
-    number = number_of(result)
+    number = number_in(result)
     assert (result.exit_code, number["status"], number["missing"]) == (3, "partial", 1)
     assert number["reason"].startswith("the token's numbers do not include this one; ")
     assert account.api.asked == []
-    assert [account.rows(table) for table in (chats, chat_phone_numbers)] == before
+    assert account.links() == before
 
 
 def test_a_token_that_may_not_list_numbers_can_still_remove(account: Account) -> None:
-    """Where List Phone Numbers is refused, removals go on."""
+    """If List Phone Numbers is refused, removals go on."""
     account.sync()
     dead = account.world.delete(account.listed[0])
     account.api.refuses_numbers = True
@@ -410,40 +401,40 @@ def test_a_token_that_may_not_list_numbers_can_still_remove(account: Account) ->
 
 
 def test_a_number_that_may_be_lost_keeps_its_chats(account: Account) -> None:
-    """If List Phone Numbers has no answer, nothing is asked for or marked."""
+    """If List Phone Numbers gets no answer, no chat is asked for or marked."""
     account.sync()
     account.world.delete(account.listed[0])
     account.api.hides_numbers = True
     result = account.sync()
     reason = "whether the token still reaches the number is unknown; removals are withheld"
-    assert (result.exit_code, number_of(result)["reason"]) == (3, reason)
+    assert (result.exit_code, number_in(result)["reason"]) == (3, reason)
     assert (account.api.asked, account.removed(), account.absent()) == ([], set(), set())
 
 
 # Unknown
 
 
-def test_what_got_no_answer_is_unknown(account: Account) -> None:
-    """If the API fails while it is asked, what it said counts and the rest stays, as missing."""
+def test_a_chat_without_an_answer_is_unknown(account: Account) -> None:
+    """If the API fails in between, its answers so far count; the other chats stay missing."""
     account.sync()
     for chat_id in account.listed[:4]:
         account.world.delete(chat_id)
     account.api.good_answers = 2
     result = account.sync()
     assert len(account.api.asked) == 3
-    told = set(account.api.asked[:2])
-    number = number_of(result)
+    answered = set(account.api.asked[:2])
+    number = number_in(result)
     assert (result.exit_code, number["status"]) == (3, "partial")
     assert (number["chats_removed"], number["missing"]) == (2, 2)
     assert "2 missing chats are unknown" in number["reason"]
-    assert account.removed() == told
-    account.api.good_answers = 10_000
+    assert account.removed() == answered
+    account.api.good_answers = UNLIMITED
     assert account.sync().exit_code == 0
     assert len(account.removed()) == 4
 
 
 def test_a_refused_answer_is_no_proof(account: Account) -> None:
-    """A chat that the API refuses to show stays, and the others are asked for all the same."""
+    """A chat that the API refuses to show stays; the others are asked for all the same."""
     account.sync()
     first, second = (account.world.delete(chat_id) for chat_id in account.listed[:2])
     account.api.refused_chats = {first}
@@ -453,41 +444,41 @@ def test_a_refused_answer_is_no_proof(account: Account) -> None:
     assert account.link(first)["missing_since"] is not None
 
 
-def test_no_more_chats_are_asked_for_than_the_budget_says(account: Account) -> None:
-    """The rest is missing and partial; its turn comes in the next run, ahead of others."""
+def test_max_confirmations_limits_how_many_are_asked_for(account: Account) -> None:
+    """The others stay missing and the run is partial; the next run asks for them first."""
     account.sync()
     old = {account.world.delete(chat_id) for chat_id in account.listed[-5:]}
     first = account.sync(max_confirmations=3)
     asked = set(account.api.asked)
     assert (first.exit_code, len(asked), account.removed()) == (3, 3, asked)
-    assert "2 missing chats are unknown" in number_of(first)["reason"]
+    assert "2 missing chats are unknown" in number_in(first)["reason"]
     account.world.delete(min(account.listed))
     account.sync(max_confirmations=2)
     assert set(account.api.asked) == old - asked
     assert account.removed() == old
 
 
-# Walks that do not end
+# Walks that fail
 
 
-def test_a_failed_walk_removes_nothing(account: Account) -> None:
-    """What was read stays, and whoever was not seen is not even missing."""
+def test_a_failed_walk_removes_no_chat(account: Account) -> None:
+    """Pages already read stay stored; chats that were not seen are not even marked missing."""
     account.sync()
     chat_id = account.world.delete(account.listed[-1])
     newest = account.world.create(A)
     account.api.good_pages = 2
     result = account.sync()
     assert (result.exit_code, result.record["status"]) == (5, "failed")
-    assert number_of(result)["completeness"] is None
+    assert number_in(result)["completeness"] is None
     assert (account.removed(), account.absent()) == (set(), set())
     assert account.chat(newest)["removed_at"] is None
-    account.api.good_pages = 10_000
+    account.api.good_pages = UNLIMITED
     account.sync()
     assert account.removed() == {chat_id}
 
 
-def test_an_interrupted_walk_removes_nothing(account: Account) -> None:
-    """The run is closed as interrupted; the next one starts over and marks what is gone."""
+def test_an_interrupted_walk_removes_no_chat(account: Account) -> None:
+    """The run is closed as interrupted; the next one starts over and marks the gone chat."""
     account.sync()
     chat_id = account.world.delete(account.listed[-1])
     account.interrupt(after_pages=2)
@@ -497,13 +488,13 @@ def test_an_interrupted_walk_removes_nothing(account: Account) -> None:
     assert account.removed() == {chat_id}
 
 
-# How far a list is proved
+# Proof
 
 
 def test_the_next_sync_proves_the_one_before(account: Account) -> None:
-    """A list that did not change is proved afterwards, in the run that read it, at no request."""
+    """If the list did not change, the earlier run's entry becomes `proved`, at no extra request."""
     first = account.sync()
-    assert number_of(first)["completeness"] == "consistent"
+    assert number_in(first)["completeness"] == "consistent"
     before = account.api.requests
     account.sync()
     assert account.completeness() == ["proved", "consistent"]
@@ -511,15 +502,15 @@ def test_the_next_sync_proves_the_one_before(account: Account) -> None:
 
 
 def test_chats_that_came_later_do_not_prevent_a_proof(account: Account) -> None:
-    """The chats seen both times are still as many as the first walk counted."""
+    """The chats seen in both walks are still as many as the first walk last counted."""
     account.sync()
     account.world.create(A)
     account.sync()
     assert account.completeness() == ["proved", "consistent"]
 
 
-def test_a_chat_that_went_prevents_a_proof(account: Account) -> None:
-    """A chat that was not seen both times is not counted."""
+def test_a_deleted_chat_prevents_a_proof(account: Account) -> None:
+    """It was not seen in both walks, so one chat is missing from the count."""
     account.sync()
     account.world.create(A)
     account.world.delete(account.listed[3])
@@ -529,9 +520,9 @@ def test_a_chat_that_went_prevents_a_proof(account: Account) -> None:
 
 
 def test_an_unproved_walk_can_be_proved_by_the_next(account: Account) -> None:
-    """Its reason goes with the doubt."""
+    """Its reason is cleared."""
     account.api.changes = [[], [], [lambda world: world.create(A)]]
-    first = number_of(account.sync(max_passes=1))
+    first = number_in(account.sync(max_passes=1))
     assert first["completeness"] == "unproved"
     assert first["reason"] == "the list went from 12 to 13 while it was read"
     account.sync()
@@ -540,17 +531,17 @@ def test_an_unproved_walk_can_be_proved_by_the_next(account: Account) -> None:
 
 
 def test_a_failed_run_in_between_prevents_a_proof(account: Account) -> None:
-    """Only the walk that came last can be proved."""
+    """Only the number's last walk can be proved."""
     account.sync()
     account.api.good_pages = 2
     account.sync()
-    account.api.good_pages = 10_000
+    account.api.good_pages = UNLIMITED
     account.sync()
     assert account.completeness() == ["consistent", None, "consistent"]
 
 
 def test_a_partial_run_in_between_prevents_a_proof(account: Account) -> None:
-    """A run that left something unknown proves nothing and is not proved."""
+    """A run with unknown chats proves no other and is not proved."""
     account.sync()
     account.world.delete(account.listed[0])
     account.sync(max_confirmations=0)
@@ -559,68 +550,62 @@ def test_a_partial_run_in_between_prevents_a_proof(account: Account) -> None:
 
 
 def test_a_backfill_in_between_prevents_a_proof(account: Account) -> None:
-    """Some pages in between are the last reading of the list, and that is no walk."""
+    """Its page range is then the number's last entry, and that was no walk."""
     account.sync()
     account.sync(command="backfill", first_page=2, last_page=3)
     account.sync()
     assert account.completeness() == ["consistent", None, "consistent"]
 
 
-def test_prove_walks_twice_now(account: Account) -> None:
-    """`--prove` needs no second run; it costs a second walk."""
+def test_prove_walks_twice(account: Account) -> None:
+    """`--prove` needs no second run, but a second walk."""
     account.sync()
     once = account.api.requests
     result = account.sync(prove=True)
-    number = number_of(result)
+    number = number_in(result)
     assert (number["completeness"], number["reason"]) == ("proved", None)
     assert account.api.requests == 3 * once
 
 
-def test_an_unproved_list_is_exit_code_3_if_asked(account: Account) -> None:
-    """In an order shuffled per request nothing is proved; --require-complete turns it into 3."""
+def test_require_complete_fails_for_an_unproved_list(account: Account) -> None:
+    """A list shuffled per request is unproved: exit code 0, or 3 with --require-complete."""
     account.populate(20, order="shuffled")
     plain = account.sync()
-    assert (plain.exit_code, number_of(plain)["completeness"]) == (0, "unproved")
-    assert number_of(plain)["reason"]
+    assert (plain.exit_code, number_in(plain)["completeness"]) == (0, "unproved")
+    assert number_in(plain)["reason"]
     assert account.sync(require_complete=True).exit_code == 3
 
 
-def test_a_consistent_list_is_complete_enough(account: Account) -> None:
-    """--require-complete does not ask for a proof."""
+def test_require_complete_accepts_a_consistent_list(account: Account) -> None:
+    """It does not ask for a proof."""
     assert account.sync(require_complete=True).exit_code == 0
 
 
 # History
 
 
-def test_a_first_sync_has_starting_counts_and_no_events(account: Account) -> None:
-    """Each chat's count is there to count from; a thousand chats are no thousand news."""
+def test_a_first_sync_writes_counts_but_no_events(account: Account) -> None:
+    """Each chat's first message count is stored; chats of a first full read get no `created`."""
     account.sync()
     assert account.events() == []
-    expected = [
-        {
-            "chat_id": row["id"],
-            "observed_at": row["first_seen_at"],
-            "message_count": row["message_count"],
-            "run_id": 1,
-        }
+    assert account.rows(chat_message_counts) == [
+        count_row(row["id"], row["first_seen_at"], row["message_count"])
         for row in account.rows(chats)
     ]
-    assert account.rows(chat_message_counts) == expected
 
 
-def test_a_chat_that_a_failed_first_sync_had_not_reached_is_no_news(account: Account) -> None:
-    """Until a list has been read to its end, everything in it is starting stock."""
+def test_a_failed_first_sync_is_no_full_read(account: Account) -> None:
+    """The next sync finds the remaining chats, and writes no `created` event for them either."""
     account.api.good_pages = 2
     account.sync()
-    account.api.good_pages = 10_000
+    account.api.good_pages = UNLIMITED
     account.sync()
     assert len(account.rows(chats)) == 12
     assert account.events() == []
 
 
-def test_what_changes_later_is_an_event(account: Account) -> None:
-    """Each kind with its chat, and the values before and after it."""
+def test_every_later_change_is_an_event(account: Account) -> None:
+    """Each kind has its chat, and the value before and after."""
     world = account.world
     renamed, moved, grouped, joined, left, dead, *_ = sorted(account.listed)
     world.edit(renamed, display_name="Old name")
@@ -650,8 +635,8 @@ def test_what_changes_later_is_an_event(account: Account) -> None:
     )
 
 
-def test_a_message_count_is_kept_when_it_changed(account: Account) -> None:
-    """A row for the chat with a new message, none for the others."""
+def test_a_changed_message_count_gets_a_row(account: Account) -> None:
+    """The chat with a new message gets one, the others none."""
     account.sync()
     before = account.rows(chat_message_counts)
     busy = account.listed[7]
@@ -659,14 +644,8 @@ def test_a_message_count_is_kept_when_it_changed(account: Account) -> None:
     account.sync()
     chat = account.chat(busy)
     new = [row for row in account.rows(chat_message_counts) if row not in before]
-    assert new == [
-        {
-            "chat_id": busy,
-            "observed_at": chat["changed_at"],
-            "message_count": account.world.chat(busy)["message_count"],
-            "run_id": 2,
-        }
-    ]
+    message_count = account.world.chat(busy)["message_count"]
+    assert new == [count_row(busy, chat["changed_at"], message_count, run_id=2)]
     account.sync()
     assert len(account.rows(chat_message_counts)) == len(before) + 1
     assert account.events() == []

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,32 +14,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy import Engine, select
 
-from etl import config
+from etl.config import PhoneNumber
 from etl.db import schema
-from etl.db.engine import open_database, reading
+from etl.db.engine import open_engine, reading
 from etl.db.run_log import Record
 from etl.db.tables import chat_handles, chats
 from etl.sandbox import World
+from etl.sandbox.world import Order
 from etl.sync.number import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import sync
-from tests.support.memory_api import MemoryLinq, change
+from tests.support.builders import A, config_with
+from tests.support.memory_api import Change, MemoryClient, change
 
-NUMBER = "+13343284472"
 KINDS = ("create", "delete", "jump", "rename", "join", "leave", "change_service")
-
-
-def settings_with(max_passes: int) -> config.Config:
-    environ = {
-        "LINQ_INTEGRATION_TOKEN": "t",
-        "LINQ_ETL_API__MAX_CONCURRENCY": "2",
-        "LINQ_ETL_SYNC__MAX_PASSES": str(max_passes),
-    }
-    return config.load_config(environ=environ, needs_numbers=False)
-
-
 changes = st.builds(
-    partial, st.just(change), st.just(NUMBER), st.sampled_from(KINDS), st.integers(0, 30)
+    partial, st.just(change), st.just(A), st.sampled_from(KINDS), st.integers(0, 30)
 )
 histories = st.lists(st.lists(changes, max_size=3), max_size=30)
 
@@ -50,11 +41,11 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.engine = self.make_database()
-        self.completed: list[set[int]] = []  # what was deleted before each run that completed
+        self.completed: list[set[int]] = []  # ids deleted before each run that completed
         self.deleted: set[int] = set()
 
     def make_database(self) -> Engine:
-        engine = open_database(f"sqlite:///{self.folder / 'linq.db'}")
+        engine = open_engine(f"sqlite:///{self.folder / 'linq.db'}")
         schema.upgrade(engine)
         return engine
 
@@ -65,43 +56,41 @@ class Model(RuleBasedStateMachine):
     @initialize(
         order=st.sampled_from(["id", "id-desc", "recency", "shuffled"]),
         size=st.integers(0, 30),
-        # A single pass leaves many chats missing, of which the API then has to be asked.
+        # A single pass leaves many chats missing, so that the sync asks for them one by one.
         max_passes=st.sampled_from([1, 1, 3]),
     )
-    def begin(self, order: Any, size: int, max_passes: int) -> None:
-        self.settings = settings_with(max_passes)
-        self.world = World((NUMBER,), order=order, seed=size)
-        self.world.populate([(NUMBER,)] * size)
-        self.linq = MemoryLinq(self.world, NUMBER, per_page=3)
-        self.born = set(self.world.listing(NUMBER))
+    def begin(self, order: Order, size: int, max_passes: int) -> None:
+        self.config = config_with(API__MAX_CONCURRENCY=2, SYNC__MAX_PASSES=max_passes)
+        self.world = World((A,), order=order, seed=size)
+        self.world.populate([(A,)] * size)
+        self.client = MemoryClient(self.world, A, per_page=3)
+
+    def listed(self) -> set[int]:
+        return set(self.world.listing(A))
 
     @rule(change=changes)
-    def something_happens(self, change: Any) -> None:
-        before = set(self.world.listing(NUMBER))
+    def change(self, change: Change) -> None:
+        before = self.listed()
         change(self.world)
-        self.deleted |= before - set(self.world.listing(NUMBER))
+        self.deleted |= before - self.listed()
 
     @rule(history=histories)
-    def run(self, history: Any) -> None:
-        known = set(self.stored())
-        throughout = set(self.world.listing(NUMBER))
-        deleted = set(self.deleted)
-        self.linq.changes = list(history)
-        before = set(throughout)
+    def run(self, history: Sequence[Sequence[Change]]) -> None:
+        known, before, deleted = set(self.stored()), self.listed(), set(self.deleted)
+        self.client.changes = list(history)
         record = self.sync()
-        self.linq.changes = []
-        seen = frozenset().union(before, *self.linq.lists)
-        self.deleted |= seen - set(self.world.listing(NUMBER))
+        self.client.changes = []
+        self.deleted |= before.union(*self.client.lists) - self.listed()
         assert record["status"] == "succeeded"
         self.completed.append(deleted)
-        for chat_id in known & throughout & set(self.world.listing(NUMBER)):
-            assert self.stored()[chat_id] == as_stored(self.linq.sent[chat_id])
+        for chat_id in known & before & self.listed():
+            assert self.stored()[chat_id] == as_stored(self.client.sent[chat_id])
 
     def sync(self) -> Record:
-        number = config.PhoneNumber(NUMBER)
-        plan = RunOptions((number,), allow_removals=True)
-        job = sync(self.settings, self.engine, self.linq, plan=plan, report=LogProgress())
-        return asyncio.run(job).record
+        client: Any = self.client
+        options = RunOptions((PhoneNumber(A),), allow_removals=True)
+        run = sync(self.config, self.engine, client, options=options, progress=LogProgress())
+        return asyncio.run(run).record
 
     def stored(self) -> dict[int, dict[str, Any]]:
         with reading(self.engine) as connection:
@@ -115,24 +104,23 @@ class Model(RuleBasedStateMachine):
         return {chat_id: {name: row[name] for name in wanted} for chat_id, row in rows.items()}
 
     @invariant()
-    def the_living_are_not_buried(self) -> None:
+    def no_living_chat_is_removed(self) -> None:
         """A chat that the API still has is never marked as removed."""
         if hasattr(self, "world"):
-            alive = set(self.world.listing(NUMBER))
-            rows = self.stored()
-            assert not {i for i in alive & rows.keys() if rows[i]["removed_at"]}
+            stored = self.stored()
+            assert not {i for i in self.listed() & stored.keys() if stored[i]["removed_at"]}
 
     @invariant()
-    def the_dead_are_marked(self) -> None:
-        """A chat that was deleted before a run is marked within two runs that complete."""
+    def every_deleted_chat_is_removed(self) -> None:
+        """A chat deleted before a run is marked within two runs that complete."""
         if len(self.completed) >= 2:
-            rows = self.stored()
-            gone = self.completed[-2] & rows.keys()
-            assert not {i for i in gone if rows[i]["removed_at"] is None}
+            stored = self.stored()
+            gone = self.completed[-2] & stored.keys()
+            assert not {i for i in gone if stored[i]["removed_at"] is None}
 
 
 def as_stored(sent: dict[str, Any]) -> dict[str, Any]:
-    """A chat that the API sent, as its row should be; what it left out is null."""
+    """The row of a chat that the API sent; fields it left out are null."""
     handles = sent.get("chat_handles") or []
     return {
         "display_name": sent.get("display_name"),

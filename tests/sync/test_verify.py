@@ -7,7 +7,7 @@ import pytest
 
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync.verify import Mismatch, Verification, upper_bound
-from tests.support.command import TOKEN, A, B, execute, linq_etl, select, settings, snapshot
+from tests.support.command import TOKEN, A, B, environment, execute, linq_etl, select, snapshot
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
 
@@ -18,7 +18,7 @@ class Account:
     def __init__(self, sandbox: Sandbox, database_url: str) -> None:
         self.sandbox = sandbox
         self.url = database_url
-        self.env = settings(sandbox, database_url, A)
+        self.env = environment(sandbox, database_url, A)
         assert linq_etl("sync", env=self.env).code == 0
         sandbox.requests.clear()
 
@@ -44,8 +44,8 @@ def test_a_right_database_is_less_than_one_percent_wrong(database_url: str) -> N
         done = linq_etl("verify", env=account.env)
     assert done.code == 0
     assert done.stdout == (
-        "300 chats read again: 300 match, 0 are stale, 0 are wrong, 0 could not be read\n"
-        "at 95 % confidence less than 0.99 % of all chats are wrong\n"
+        "300 chats read again: 300 match, 0 stale, 0 wrong, 0 could not be read\n"
+        "at 95 % confidence, less than 0.99 % of all chats are wrong\n"
     )
     assert snapshot(account.url) == before
     asked = {request.path.rpartition("/")[2] for request in account.sandbox.requests}
@@ -73,8 +73,8 @@ def test_a_tampered_row_is_wrong(account: Account) -> None:
     done = linq_etl("verify", env=account.env)
     assert done.code == 3
     assert done.stdout == (
-        "40 chats read again: 39 match, 0 are stale, 1 are wrong, 0 could not be read\n"
-        f"at 95 % confidence less than {100 * upper_bound(1, 40):.2f} % of all chats are wrong\n"
+        "40 chats read again: 39 match, 0 stale, 1 wrong, 0 could not be read\n"
+        f"at 95 % confidence, less than {100 * upper_bound(1, 40):.2f} % of all chats are wrong\n"
         f"  WRONG  chat {chat_id}: display_name\n"
     )
 
@@ -146,12 +146,12 @@ def test_only_numbers_with_a_token_are_sampled(tmp_path_factory: pytest.TempPath
     world = World((A, B))
     world.populate([(A,)] * 3 + [(B,)] * 4)
     with Sandbox(world, tokens={"sales": [A]}) as sandbox:
-        assert linq_etl("sync", env=settings(sandbox, url)).code == 0
+        assert linq_etl("sync", env=environment(sandbox, url)).code == 0
         path = folder / "config.toml"
         path.write_text(
             f'[sync]\nphone_numbers = [{{ number = "{A}", token_env = "TOKEN_SALES" }}]\n'
         )
-        env = settings(sandbox, url, TOKEN_SALES="sales")
+        env = environment(sandbox, url, TOKEN_SALES="sales")
         del env["LINQ_ETL_SYNC__PHONE_NUMBERS"], env["LINQ_INTEGRATION_TOKEN"]
         done = linq_etl("--config", str(path), "verify", "--json", env=env)
     assert TOKEN not in env.values()

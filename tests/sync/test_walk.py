@@ -1,8 +1,8 @@
-"""The walk against every history that hypothesis can think of, and against the moving list."""
+"""The walk against generated histories of changes, and against lists that keep moving."""
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
@@ -10,81 +10,87 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.api.client import RequestContext
-from etl.api.decode import Chat, Page
-from etl.api.pace import ApiUsage
+from etl.api.models import Chat, Page
 from etl.config import Token
 from etl.errors import ApiUnavailableError
 from etl.sandbox import Motion, World
+from etl.sandbox.world import Order
 from etl.sync.seen import ChatIds
-from etl.sync.walk import Verdict, walk
-from tests.support.memory_api import Change, MemoryLinq, change
+from etl.sync.walk import Deliver, Fetch, Verdict, walk
+from tests.support.builders import NOON, A
+from tests.support.memory_api import Change, MemoryClient, change
 
-NUMBER = "+13343284472"
-LINE = RequestContext(NUMBER, Token("t"), ApiUsage())
+CONTEXT = RequestContext(A, Token("t"))
+
+History = Sequence[Sequence[Change]]
 
 
-def some_world(chats: int, order: str, seed: int = 1) -> World:
-    world = World((NUMBER,), order=order, seed=seed)
-    world.populate([(NUMBER,)] * chats)
+def world_of(chats: int, order: Order, seed: int = 1) -> World:
+    world = World((A,), order=order, seed=seed)
+    world.populate([(A,)] * chats)
     return world
 
 
 KINDS = ("create", "delete", "jump", "rename", "join")
 changes = st.builds(
-    partial, st.just(change), st.just(NUMBER), st.sampled_from(KINDS), st.integers(0, 40)
+    partial, st.just(change), st.just(A), st.sampled_from(KINDS), st.integers(0, 40)
 )
 calm_histories = st.lists(st.lists(changes, max_size=1), max_size=60)
 wild_histories = st.lists(st.lists(changes, max_size=5), max_size=60)
 
 
+async def walk_list(fetch: Fetch, deliver: Deliver, *, width: int, max_passes: int) -> Verdict:
+    with ChatIds() as ids:
+        return await walk(fetch, deliver, ids, width=width, max_passes=max_passes)
+
+
 class Walked:
-    """A walk that has been made, and the history in which it was."""
+    """A walk that has ended, and the history during which it ran."""
 
     def __init__(
         self,
         world: World,
-        history: Sequence[Sequence[Change]],
+        history: History,
         *,
         per_page: int = 3,
         width: int = 1,
         delays: Sequence[int] = (),
         max_passes: int = 3,
     ) -> None:
-        self.linq = MemoryLinq(world, NUMBER, per_page=per_page)
-        self.linq.changes, self.linq.delays = list(history), list(delays)
-        self.throughout = set(world.listing(NUMBER))
+        self.client = MemoryClient(world, A, per_page=per_page)
+        self.client.changes, self.client.delays = list(history), list(delays)
+        self.throughout = set(world.listing(A))
         self.pages = 1 + math.ceil((len(self.throughout) + 60) / per_page)
-        self.delivered: list[Page] = []
-        self.verdict = asyncio.run(self._walk(width, max_passes))
-        self.throughout &= set(world.listing(NUMBER))
-        self.seen = {chat_id for page in self.delivered for chat_id in page.ids}
+        delivered: list[Page] = []
 
-    async def _walk(self, width: int, max_passes: int) -> Verdict:
         async def deliver(page: Page) -> None:
-            self.delivered.append(page)
+            delivered.append(page)
 
-        fetch = partial(self.linq.list_chats, LINE)
-        with ChatIds() as ids:
-            return await walk(fetch, deliver, ids, width=width, max_passes=max_passes)
+        fetch = partial(self.client.list_chats, CONTEXT)
+        self.verdict = asyncio.run(walk_list(fetch, deliver, width=width, max_passes=max_passes))
+        self.throughout &= set(world.listing(A))
+        self.seen = {chat_id for page in delivered for chat_id in page.ids}
 
-    def last_pass_was_a_list(self) -> bool:
-        """Whether what was seen was the list at some instant."""
-        return frozenset(self.seen) in self.linq.lists
+    def saw_a_list(self) -> bool:
+        """Whether the ids seen were the list at some instant."""
+        return frozenset(self.seen) in self.client.lists
 
 
 @settings(max_examples=100)
 @given(st.integers(0, 40), calm_histories, st.integers(1, 5), st.lists(st.integers(0, 5)))
-def test_nothing_is_missed_in_recency_order(chats, history, width, delays):
-    """With one change between two requests, every chat that existed throughout is seen."""
-    walked = Walked(some_world(chats, "recency"), history, width=width, delays=delays)
+def test_no_chat_is_missed_in_recency_order(
+    chats: int, history: History, width: int, delays: list[int]
+) -> None:
+    """With one change between two requests, every chat listed throughout is seen."""
+    walked = Walked(world_of(chats, "recency"), history, width=width, delays=delays)
     assert walked.throughout <= walked.seen
 
 
 @settings(max_examples=300)
 @given(st.integers(0, 40), calm_histories, st.integers(2, 4))
-def test_one_pass_in_order_misses_nothing(chats, history, per_page):
-    """Even one pass, if it reads one page at a time, sees them all: its repairs suffice."""
-    walked = Walked(some_world(chats, "recency"), history, per_page=per_page, max_passes=1)
+def test_one_sequential_pass_misses_no_chat(chats: int, history: History, per_page: int) -> None:
+    """A single pass that reads one page at a time sees them all, thanks to its repairs."""
+    walked = Walked(world_of(chats, "recency"), history, per_page=per_page, max_passes=1)
     assert walked.throughout <= walked.seen
 
 
@@ -96,11 +102,13 @@ def test_one_pass_in_order_misses_nothing(chats, history, per_page):
     st.integers(1, 5),
     st.lists(st.integers(0, 5)),
 )
-def test_a_consistent_pass_saw_the_list(order, chats, history, width, delays):
-    """With one change between two requests, what is consistent was the list at some instant."""
-    walked = Walked(some_world(chats, order), history, width=width, delays=delays, max_passes=1)
+def test_a_consistent_pass_saw_the_list(
+    order: Order, chats: int, history: History, width: int, delays: list[int]
+) -> None:
+    """With one change between two requests, a consistent pass saw the list of some instant."""
+    walked = Walked(world_of(chats, order), history, width=width, delays=delays, max_passes=1)
     if walked.verdict.completeness == "consistent":
-        assert walked.last_pass_was_a_list()
+        assert walked.saw_a_list()
 
 
 @settings(max_examples=80)
@@ -111,19 +119,21 @@ def test_a_consistent_pass_saw_the_list(order, chats, history, width, delays):
     st.integers(1, 5),
     st.integers(1, 4),
 )
-def test_every_walk_ends_within_its_bound(order, chats, history, width, max_passes):
-    """However the list moves, a pass takes at most so many requests, and there are few passes."""
-    walked = Walked(some_world(chats, order), history, width=width, max_passes=max_passes)
+def test_every_walk_ends_within_its_bound(
+    order: Order, chats: int, history: History, width: int, max_passes: int
+) -> None:
+    """However the list moves, the number of passes and the requests of a pass are bounded."""
+    walked = Walked(world_of(chats, order), history, width=width, max_passes=max_passes)
     assert walked.verdict.passes <= max_passes
-    assert walked.linq.requests <= walked.verdict.passes * (7 * walked.pages + 30)
+    assert walked.client.requests <= walked.verdict.passes * (7 * walked.pages + 30)
 
 
 @pytest.mark.parametrize("order", ["id", "id-desc", "recency"])
 @pytest.mark.parametrize("width", [1, 16])
 @pytest.mark.parametrize(("chats", "pages"), [(0, 1), (1, 1), (100, 1), (101, 2), (5000, 50)])
-def test_a_list_that_does_not_move(order, width, chats, pages):
-    """It is consistent, at two requests more than its pages at most."""
-    walked = Walked(some_world(chats, order), [], per_page=100, width=width)
+def test_a_list_that_does_not_move(order: Order, width: int, chats: int, pages: int) -> None:
+    """It is read consistently, with at most two more requests than it has pages."""
+    walked = Walked(world_of(chats, order), [], per_page=100, width=width)
     assert walked.verdict == Verdict(
         completeness="consistent",
         reason=None,
@@ -134,69 +144,85 @@ def test_a_list_that_does_not_move(order, width, chats, pages):
         duplicates=walked.verdict.duplicates,
         shrinkages=0,
     )
-    assert walked.linq.requests <= pages + 2
+    assert walked.client.requests <= pages + 2
 
 
 @pytest.mark.parametrize("order", ["id", "id-desc", "recency"])
 @pytest.mark.parametrize("width", [1, 16])
 @pytest.mark.parametrize("seed", range(3))
-def test_five_changes_a_page(order, width, seed):
-    """Three jumps, a creation and a deletion after each page: nothing is missed, nor claimed."""
-    world = some_world(2000, order, seed)
+def test_five_changes_a_page(order: Order, width: int, seed: int) -> None:
+    """Three jumps, a creation and a deletion per page: no chat is missed, and it stays unproved."""
+    world = world_of(2000, order, seed)
     motion = Motion(jumps=3, creates=1, deletes=1)
-    history = [[lambda world: world.move(motion, NUMBER)]] * 1000
+    history: History = [[lambda world: world.move(motion, A)]] * 1000
     walked = Walked(world, history, per_page=40, width=width)
     assert walked.throughout - walked.seen == set()
     assert walked.verdict.completeness == "unproved"
 
 
-def test_a_list_that_is_never_twice_the_same_is_unproved():
-    """In an order shuffled per request some chats are missed, and the verdict says so."""
-    walked = Walked(some_world(500, "shuffled"), [], per_page=20)
+def test_a_shuffled_list_is_unproved() -> None:
+    """If each request sees another order some chats are missed, and the verdict says so."""
+    walked = Walked(world_of(500, "shuffled"), [], per_page=20)
     assert walked.verdict.completeness == "unproved"
-    assert walked.verdict.reason.endswith("different chats were seen where the API counts 500")
-
-
-def page_of(ids: Sequence[int], number: int, **meta: int | None) -> Page:
-    extent = {"per_page": 2, "total_count": None, "last_page": None, **meta}
-    chats = tuple(Chat(chat_id, None, None, None, None, None, None) for chat_id in ids)
-    return Page(
-        page_number=number, chats=chats, rejected=(), texts_cleaned=0, observed_at=None, **extent
+    assert walked.verdict.reason == (
+        f"{walked.verdict.distinct} distinct chats were seen, but the API reports 500"
     )
 
 
-def walk_pages(answer, **options):
-    """Walk a list that is what the function answers for a page's number."""
+# Lists that are answered page by page
 
-    async def fetch(number: int) -> Page:
-        return answer(number)
-
-    async def deliver(page: Page) -> None:
-        return None
-
-    async def run() -> Verdict:
-        with ChatIds() as ids:
-            return await walk(fetch, deliver, ids, **{"width": 4, "max_passes": 3, **options})
-
-    return asyncio.run(run())
+Answer = Callable[[int], Page]
 
 
-def test_a_list_without_totals_is_read_to_its_empty_page():
-    """Where the API does not say how long the list is, the first empty page is its end."""
+def page_of(
+    ids: Sequence[int],
+    page_number: int,
+    *,
+    per_page: int = 2,
+    total_count: int | None = None,
+    last_page: int | None = None,
+) -> Page:
+    return Page(
+        page_number=page_number,
+        per_page=per_page,
+        total_count=total_count,
+        last_page=last_page,
+        chats=tuple(map(Chat, ids)),
+        rejected=(),
+        texts_cleaned=0,
+        observed_at=NOON,
+    )
+
+
+async def ignore(_: Page) -> None:
+    """Deliver a page to nobody."""
+
+
+def walk_pages(answer: Answer, *, width: int = 4, max_passes: int = 3) -> Verdict:
+    """Walk the list whose pages the function returns by number."""
+
+    async def fetch(page_number: int) -> Page:
+        return answer(page_number)
+
+    return asyncio.run(walk_list(fetch, ignore, width=width, max_passes=max_passes))
+
+
+def test_a_list_without_totals_is_read_to_its_empty_page() -> None:
+    """If the API does not report the list's length, the first empty page is the end."""
     ids = {1: [1, 2], 2: [3, 4], 3: [5]}
     verdict = walk_pages(lambda number: page_of(ids.get(number, []), number), max_passes=1)
     assert (verdict.completeness, verdict.distinct) == ("unproved", 5)
-    assert verdict.reason == "the API did not say how long the list is"
+    assert verdict.reason == "the API did not report how long the list is"
 
 
-def test_a_list_that_repeats_itself_fails():
-    """The same page for every number is no list, and does not go on for ever."""
+def test_a_list_that_repeats_itself_fails() -> None:
+    """An API that returns the same page for every number is broken; the walk does not go on."""
     with pytest.raises(ApiUnavailableError, match="repeats itself"):
         walk_pages(lambda number: page_of([1, 2], number))
 
 
-def test_a_page_size_that_changes_is_read_again():
-    """Pages of another length than the first make the pass inconsistent, not the walk endless."""
+def test_a_page_size_that_changes_is_unproved() -> None:
+    """Pages longer than the first make the pass inconsistent, but the walk ends."""
 
     def answer(number: int) -> Page:
         size = 2 if number == 1 else 3
@@ -206,22 +232,22 @@ def test_a_page_size_that_changes_is_read_again():
     assert walk_pages(answer).completeness == "unproved"
 
 
-def test_pages_that_are_shorter_than_said_are_all_read():
-    """A server that cuts its pages to 25 and goes on counting in hundreds hides nothing."""
+@pytest.mark.parametrize("width", [1, 4])
+def test_pages_that_are_shorter_than_reported_are_all_read(width: int) -> None:
+    """A server that sends 25 rows a page but counts its pages in hundreds hides no chat."""
     rows = list(range(1, 511))
 
     def answer(number: int) -> Page:
         ids = rows[(number - 1) * 25 : number * 25]
         return page_of(ids, number, per_page=100, total_count=510, last_page=6)
 
-    for width in (1, 4):
-        verdict = walk_pages(answer, width=width)
-        assert (verdict.completeness, verdict.distinct) == ("consistent", 510)
+    verdict = walk_pages(answer, width=width)
+    assert (verdict.completeness, verdict.distinct) == ("consistent", 510)
 
 
 @pytest.mark.parametrize("width", [1, 4])
-def test_a_long_list_without_totals_is_read_to_its_end(width):
-    """However little the API says, no pass stops before the first empty page."""
+def test_a_long_list_without_totals_is_read_to_its_end(width: int) -> None:
+    """However little the API reports, no pass stops before the first empty page."""
 
     def answer(number: int) -> Page:
         return page_of(range((number - 1) * 2, min(number * 2, 201)), number)
@@ -230,10 +256,11 @@ def test_a_long_list_without_totals_is_read_to_its_end(width):
     assert (verdict.completeness, verdict.distinct) == ("unproved", 201)
 
 
-@pytest.mark.parametrize(("pages", "together"), [(4, False), (20, True)])
-def test_the_tails_first_reading_keeps_nobody_waiting(pages, together):
-    """In a short list it goes alone, for the second would be under way beside it."""
-    began, in_flight = [], {}
+@pytest.mark.parametrize(("pages", "prefetched"), [(4, False), (20, True)])
+def test_the_last_page_is_never_in_flight_twice(pages: int, prefetched: bool) -> None:
+    """In a short list its first reading ends before others start; in a long one it joins them."""
+    in_flight: dict[int, int] = {}
+    began: list[tuple[int, dict[int, int]]] = []
 
     async def fetch(number: int) -> Page:
         in_flight[number] = in_flight.get(number, 0) + 1
@@ -243,14 +270,8 @@ def test_the_tails_first_reading_keeps_nobody_waiting(pages, together):
         ids = range(number * 2, number * 2 + 2)
         return page_of(ids, number, total_count=2 * pages, last_page=pages)
 
-    async def deliver(page: Page) -> None:
-        return None
-
-    async def run() -> Verdict:
-        with ChatIds() as ids:
-            return await walk(fetch, deliver, ids, width=4, max_passes=1)
-
-    assert asyncio.run(run()).completeness == "consistent"
+    verdict = asyncio.run(walk_list(fetch, ignore, width=4, max_passes=1))
+    assert verdict.completeness == "consistent"
     assert [number for number, _ in began[:3]] == [1, pages, 2]
-    assert (began[2][1][pages] == 1) == together
-    assert max(under_way[pages] for _, under_way in began if pages in under_way) == 1
+    assert (began[2][1][pages] == 1) == prefetched
+    assert max(now[pages] for _, now in began if pages in now) == 1

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, Table, event
 from sqlalchemy.exc import OperationalError
 
 from etl.api import decode as wire
-from etl.api.pace import ApiUsage
+from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import writing
@@ -34,7 +34,7 @@ DONE = NumberOutcome(A, "succeeded", ApiUsage(requests=9), completeness="consist
 def page(chat_id: int, under: str = A) -> ObservedPage:
     """A page with one chat."""
     body = json.dumps({"data": [{"id": chat_id}]}).encode()
-    return ObservedPage(under, wire.page(body, 1, NOON), emit_created=False)
+    return ObservedPage(under, wire.decode_page(body, 1, NOON), emit_created=False)
 
 
 def start_run(engine: Engine, now: datetime = NOON) -> int:

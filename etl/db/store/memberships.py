@@ -1,44 +1,64 @@
-"""Which number's list holds which chat."""
+"""Which number lists which chat."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, bindparam, case, func, select, update
+from sqlalchemy import Connection, and_, bindparam, func, select, update
 
-from etl.db.bulk import encoders, id_table, insert_rows, lookup_by_id
+from etl.db.backends import backend
+from etl.db.store.batch import ObservedPage
 from etl.db.tables import chat_phone_numbers
 
 _links = chat_phone_numbers
-_gone_since = func.coalesce(_links.c.removed_at, _links.c.missing_since)
+_absent_since = func.coalesce(_links.c.removed_at, _links.c.missing_since)
 
 
-def store_memberships(
-    connection: Connection, listed: Mapping[str, Mapping[int, datetime]], now: datetime
-) -> None:
-    """Note which numbers list which chats, by when that was read; bring back those that were gone.
+def store_memberships(connection: Connection, pages: Iterable[ObservedPage], now: datetime) -> None:
+    """Insert the memberships that are new and restore those that were removed or missing.
 
-    What is from the future is later than nothing, so that it does not stay for ever.
+    A membership removed after the observation stays removed. Ignore timestamps ahead of `now`:
+    after a wrong clock, such a membership would never be restored.
     """
-    time = encoders(connection).time
-    rows = []
-    for phone_number, seen in listed.items():
-        mine, is_here = _links.c.phone_number == phone_number, case((_gone_since.is_(None), 1))
-        here = lookup_by_id(connection, seen, _links.c.chat_id, is_here, mine)
-        rows += [(phone_number, i, time(seen[i])) for i in sorted(seen.keys() - here.keys())]
-        gone = {chat_id: seen[chat_id] for chat_id in here if not here[chat_id]}
-        if gone:
-            _bring_back(connection, phone_number, gone, now)
-    insert_rows(connection, _links, ("phone_number", "chat_id", "first_seen_at"), rows)
+    database = backend(connection.dialect)
+    time = database.encoders().time
+    new = []
+    for phone_number, seen in _listed(pages).items():
+        given = database.id_table(seen)
+        mine = and_(_links.c.chat_id == given.c.id, _links.c.phone_number == phone_number)
+        # An outer join, so that the ids drive it and each membership is found by its key.
+        query = select(_links.c.chat_id, _absent_since).select_from(given.outerjoin(_links, mine))
+        stored: dict[int, datetime | None] = dict(database.fetch_rows(connection, query))
+        new += [(phone_number, i, time(seen[i])) for i in sorted(seen.keys() - stored.keys())]
+        _restore(
+            connection,
+            phone_number,
+            [
+                chat_id
+                for chat_id, since in stored.items()
+                if since and (since <= seen[chat_id] or since > now)
+            ],
+        )
+    if new:
+        names = ("phone_number", "chat_id", "first_seen_at")
+        database.insert_rows(connection, _links, names, new)
 
 
-def _bring_back(
-    connection: Connection, phone_number: str, seen: Mapping[int, datetime], now: datetime
-) -> None:
-    given = id_table(connection, seen)
-    mine = _links.c.phone_number == phone_number
-    rows = given.outerjoin(_links, and_(mine, _links.c.chat_id == given.c.id))
-    gone = connection.execute(select(given.c.id, _gone_since).select_from(rows))
-    back = [{"back": i} for i, since in gone if since <= seen[i] or since > now]
-    if back:
-        again = update(_links).where(mine, _links.c.chat_id == bindparam("back"))
-        connection.execute(again.values(removed_at=None, missing_since=None), back)
+def _listed(pages: Iterable[ObservedPage]) -> Mapping[str, Mapping[int, datetime]]:
+    """By number, when each chat was last seen in its list."""
+    found: dict[str, dict[int, datetime]] = {}
+    for page in sorted(pages, key=lambda page: page.page.observed_at):
+        if page.listed:
+            seen = dict.fromkeys((chat.id for chat in page.page.chats), page.page.observed_at)
+            found.setdefault(page.phone_number, {}).update(seen)
+    return found
+
+
+def _restore(connection: Connection, phone_number: str, chat_ids: list[int]) -> None:
+    if chat_ids:
+        restored = update(_links).where(
+            _links.c.phone_number == phone_number, _links.c.chat_id == bindparam("restored_id")
+        )
+        connection.execute(
+            restored.values(removed_at=None, missing_since=None),
+            [{"restored_id": chat_id} for chat_id in chat_ids],
+        )

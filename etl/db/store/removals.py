@@ -1,23 +1,23 @@
-"""Which chats a number's list should hold, and what became of those that a walk did not see."""
+"""Mark the chats that a walk did not see: gone, left this list, or missing."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, insert, select, update
 
-from etl.db.store.history import record_removals
-from etl.db.tables import chat_phone_numbers, chats
+from etl.db.tables import chat_events, chat_phone_numbers, chats
 
 CHUNK = 5000  # ids in one statement
+_links = chat_phone_numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Removals:
-    """What became of the chats that a walk of the number's list did not see.
+    """What became of the known chats that a walk of the number's list did not see.
 
-    `gone`: the API says that there is no such chat. `left`: it exists and is not in this list any
-    more. `missing`: neither is known.
+    `gone`: the API says that there is no such chat. `left`: the chat exists and is not in this list
+    any more. `missing`: neither is known.
     """
 
     phone_number: str
@@ -28,53 +28,65 @@ class Removals:
 
 
 def known_chats(connection: Connection, phone_number: str) -> Iterator[tuple[bool, list[int]]]:
-    """The chats of the number's list, in lots: whether the last walk missed them, and their ids."""
-    links = chat_phone_numbers
+    """The ids that the number lists, in chunks, each with whether the last walk missed them."""
     for missing in (False, True):
-        ids = select(links.c.chat_id).where(
-            links.c.phone_number == phone_number,
-            links.c.removed_at.is_(None),
-            links.c.missing_since.is_not(None) if missing else links.c.missing_since.is_(None),
+        since = _links.c.missing_since
+        ids = select(_links.c.chat_id).where(
+            _links.c.phone_number == phone_number,
+            _links.c.removed_at.is_(None),
+            since.is_not(None) if missing else since.is_(None),
         )
-        for lot in (
-            connection.execution_options(yield_per=CHUNK).execute(ids).scalars().partitions()
-        ):
-            yield missing, list(lot)
+        streamed = connection.execution_options(yield_per=CHUNK).execute(ids)
+        for chunk in streamed.scalars().partitions():
+            yield missing, list(chunk)
 
 
-def store_removals(connection: Connection, absence: Removals, *, run_id: int) -> int:
-    """Mark what is gone from the number's list; return how many chats are gone altogether.
+def store_removals(connection: Connection, removals: Removals, *, run_id: int) -> int:
+    """Write them; return how many chats no number lists any more.
 
-    A chat that another number still lists is not: there the same question will be asked.
+    A chat that another number lists stays; that number's walk will ask for it too.
     """
-    links, at = chat_phone_numbers, absence.observed_at
+    at = removals.observed_at
     removed = 0
-    for chat_ids in _chunks(absence.missing):
-        unmarked = links.c.missing_since.is_(None)
-        _mark(connection, absence, chat_ids, unmarked, {"missing_since": at})
-    for chat_ids in _chunks((*absence.left, *absence.gone)):
-        present = links.c.removed_at.is_(None)
-        _mark(connection, absence, chat_ids, present, {"removed_at": at, "missing_since": None})
-    for chat_ids in _chunks(absence.gone):
-        listed = exists().where(links.c.chat_id == chats.c.id, links.c.removed_at.is_(None))
-        gone = update(chats).where(chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed)
-        ids = connection.execute(gone.values(removed_at=at, changed_at=at).returning(chats.c.id))
-        if dead := sorted(ids.scalars()):
-            record_removals(connection, dead, run_id, at)
-            removed += len(dead)
+    for chat_ids in _chunks(removals.missing):
+        unmarked = _links.c.missing_since.is_(None)
+        _mark(connection, removals.phone_number, chat_ids, unmarked, missing_since=at)
+    for chat_ids in _chunks((*removals.left, *removals.gone)):
+        present = _links.c.removed_at.is_(None)
+        values = {"removed_at": at, "missing_since": None}
+        _mark(connection, removals.phone_number, chat_ids, present, **values)
+    for chat_ids in _chunks(removals.gone):
+        removed += _remove_unlisted(connection, chat_ids, run_id, at)
     return removed
 
 
 def _mark(
     connection: Connection,
-    absence: Removals,
+    phone_number: str,
     chat_ids: Sequence[int],
     condition: ColumnElement[bool],
-    values: dict[str, datetime | None],
+    **values: datetime | None,
 ) -> None:
-    links = chat_phone_numbers
-    mine = and_(links.c.phone_number == absence.phone_number, links.c.chat_id.in_(chat_ids))
-    connection.execute(update(links).where(mine, condition).values(values))
+    mine = and_(_links.c.phone_number == phone_number, _links.c.chat_id.in_(chat_ids))
+    connection.execute(update(_links).where(mine, condition).values(values))
+
+
+def _remove_unlisted(
+    connection: Connection, chat_ids: Sequence[int], run_id: int, at: datetime
+) -> int:
+    """Mark those of the chats that no number lists, with an event each; return how many."""
+    listed = exists().where(_links.c.chat_id == chats.c.id, _links.c.removed_at.is_(None))
+    unlisted = select(chats.c.id).where(
+        chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed
+    )
+    removed = sorted(connection.execute(unlisted).scalars())
+    if removed:
+        of_removed = chats.c.id.in_(removed)
+        connection.execute(update(chats).where(of_removed).values(removed_at=at, changed_at=at))
+        event = {"run_id": run_id, "observed_at": at, "kind": "removed"}
+        rows = [{**event, "chat_id": chat_id} for chat_id in removed]
+        connection.execute(insert(chat_events), rows)
+    return len(removed)
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:

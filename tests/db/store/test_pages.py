@@ -17,7 +17,7 @@ from etl.config import PhoneNumber
 from etl.db import run_log as runs
 from etl.db.engine import writing
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import store
+from etl.db.store.pages import store_pages
 from etl.db.tables import (
     chat_events,
     chat_handles,
@@ -80,7 +80,7 @@ def listing(
     """A page of the number's list with these records, read at that time."""
     meta = {"page": number, "total_pages": number, "total_count": len(items), "per_page": 100}
     body = json.dumps({"data": items, "meta": meta}).encode()
-    return ObservedPage(under, wire.page(body, number, at), emit_created)
+    return ObservedPage(under, wire.decode_page(body, number, at), emit_created)
 
 
 def row_of(table: Table, **fields: Any) -> Item:
@@ -146,7 +146,7 @@ def save(engine: Engine, run_id: int) -> Save:
 
     def save(*listings: ObservedPage, now: datetime = EVENING) -> dict[str, Counter[str]]:
         with writing(engine) as connection:
-            return store(connection, listings, run_id=run_id, now=now)
+            return store_pages(connection, listings, run_id=run_id, now=now)
 
     return save
 
@@ -707,7 +707,7 @@ def test_a_batch_is_stored_together_or_not_at_all(engine: Engine, run_id: int, r
 
     def fail_late() -> None:
         with writing(engine) as connection:
-            store(connection, [listing(chat(), {"id": None})], run_id=run_id, now=EVENING)
+            store_pages(connection, [listing(chat(), {"id": None})], run_id=run_id, now=EVENING)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -775,7 +775,7 @@ def test_a_batch_reads_its_own_rows_in_postgresql(engine: Engine, save: Save, ru
             # As if each page of a table were a thousand.
             connection.exec_driver_sql("SET LOCAL seq_page_cost = 1000")
             read_through, read_by_key = connection.execute(query).one()
-            store(connection, mixed_batch(first, at), run_id=run_id, now=EVENING)
+            store_pages(connection, mixed_batch(first, at), run_id=run_id, now=EVENING)
             more_through, more_by_key = connection.execute(query).one()
         assert more_through == read_through
         assert more_by_key - read_by_key < 10 * 400
@@ -792,7 +792,7 @@ def test_who_is_in_every_chat_costs_no_more_in_postgresql(
     query = "SELECT pg_stat_get_xact_blocks_fetched('ix_chat_handles_phone_number'::regclass)"
     with writing(engine) as connection:
         before = connection.exec_driver_sql(query).scalar_one()
-        store(connection, [page_of(10**6)], run_id=run_id, now=EVENING)
+        store_pages(connection, [page_of(10**6)], run_id=run_id, now=EVENING)
         fetched = connection.exec_driver_sql(query).scalar_one() - before
     assert 0 < fetched < 10 * 200
 

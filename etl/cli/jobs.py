@@ -1,0 +1,198 @@
+"""The jobs: sync and backfill, shown while they run, and verify."""
+
+import gc
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+from msgspec import structs
+
+from etl.cli.context import GlobalOptions, chosen_numbers, open_database, run_interruptible
+from etl.cli.output import json_option, print_error, print_json, print_text
+from etl.config import Config
+from etl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from etl.sync.number import RunOptions
+    from etl.sync.progress import Progress
+    from etl.sync.run import RunResult
+
+BACKFILL_RPS = 5.0  # requests per second, unless --max-rps or the configuration says otherwise
+
+
+@click.command()
+@click.option(
+    "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
+)
+@click.option(
+    "--prove",
+    is_flag=True,
+    help="Read each list twice to verify completeness now (twice the requests).",
+)
+@click.option("--require-complete", is_flag=True, help="Exit with 3 if a list stays unproved.")
+@click.option(
+    "--allow-removals",
+    is_flag=True,
+    help="Apply removals even if unusually many chats disappeared.",
+)
+@json_option
+@click.pass_obj
+def sync(
+    options: GlobalOptions,
+    chosen: tuple[str, ...],
+    prove: bool,
+    require_complete: bool,
+    allow_removals: bool,
+    as_json: bool,
+) -> int:
+    """Sync every configured number into the database.
+
+    Exit code 0: all done. 3: some numbers failed, or something was withheld or rejected. 4: the
+    API refused the token. 5: the API stayed unavailable. 6: database or schema. 7: another run
+    holds the numbers.
+
+    \b
+    Examples:
+      linq-etl sync
+      linq-etl sync --phone-number +13343284472 --json
+      linq-etl sync --prove --require-complete
+    """
+    config = options.load_config()
+    from etl.sync.number import RunOptions
+
+    run_options = RunOptions(
+        chosen_numbers(config, chosen),
+        all_reached=config.sync.all_phone_numbers and not chosen,
+        prove=prove,
+        require_complete=require_complete,
+        allow_removals=allow_removals,
+    )
+    return _run(options, config, run_options, as_json=as_json)
+
+
+@click.command()
+@click.option(
+    "--phone-number", "chosen", multiple=True, required=True, metavar="N", help="Repeatable."
+)
+@click.option("--first-page", type=click.IntRange(1), help="Start at this page, not at page 1.")
+@click.option("--last-page", type=click.IntRange(1), help="Stop after this page.")
+@click.option(
+    "--max-rps",
+    type=click.FloatRange(0, min_open=True),
+    help=f"Requests per second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
+)
+@json_option
+@click.pass_obj
+def backfill(
+    options: GlobalOptions,
+    chosen: tuple[str, ...],
+    first_page: int | None,
+    last_page: int | None,
+    max_rps: float | None,
+    as_json: bool,
+) -> int:
+    """Load or reload a number's list at a polite pace.
+
+    It removes nothing, and continues where an interrupted backfill stopped. After a page range,
+    only the next sync tells whether the list is complete.
+
+    \b
+    Examples:
+      linq-etl backfill --phone-number +13343284472
+      linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
+    """
+    config = options.load_config()
+    from etl.sync.number import RunOptions
+
+    pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
+    api = structs.replace(config.api, max_requests_per_second=pace)
+    if first_page and last_page and first_page > last_page:
+        raise ConfigError(f"--last-page: page {last_page} comes before page {first_page}")
+    run_options = RunOptions(
+        chosen_numbers(config, chosen),
+        command="backfill",
+        first_page=first_page,
+        last_page=last_page,
+    )
+    return _run(options, replace(config, api=api), run_options, as_json=as_json)
+
+
+@click.command()
+@click.option(
+    "--sample",
+    type=click.IntRange(1, 100_000),
+    default=300,
+    show_default=True,
+    help="How many chats.",
+)
+@json_option
+@click.pass_obj
+def verify(options: GlobalOptions, sample: int, as_json: bool) -> int:
+    """Read a random sample of stored chats again and compare.
+
+    stale: changed at Linq since the last read. wrong: differs without a visible change; exit
+    code 3. A rename since the last sync counts as wrong too: sync, then verify again.
+
+    \b
+    Examples:
+      linq-etl verify
+      linq-etl verify --sample 3000 --json
+    """
+    config = options.load_config(needs_numbers=False)
+    from etl.sync.verify import verify as run_verify
+
+    with open_database(config, existing=True) as engine:
+        result = run_interruptible(run_verify(config, engine, sample))
+    if as_json:
+        print_json(result.as_record())
+    else:
+        print_text(str(result))
+    return 3 if result.wrong else 0
+
+
+def _run(
+    options: GlobalOptions, config: Config, run_options: "RunOptions", *, as_json: bool
+) -> int:
+    """Run a sync or backfill on a current schema; return its exit code."""
+    from etl.api.client import LinqClient
+    from etl.api.pace import Pace
+    from etl.db.engine import database_clock
+    from etl.db.schema import ensure_current
+    from etl.sync.run import sync as run_sync
+
+    async def job(engine: "Engine", progress: "Progress") -> "RunResult":
+        pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
+        async with LinqClient(config.api, pace, clock=database_clock(engine)) as client:
+            return await run_sync(config, engine, client, options=run_options, progress=progress)
+
+    with open_database(config) as engine, _progress(options, config) as progress:
+        ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
+        _collect_garbage_rarely()
+        result = run_interruptible(job(engine, progress))
+        progress.run_ended(result.record)
+    if as_json:
+        print_json(result.record)
+    for error in result.errors:
+        print_error(error)
+    return result.exit_code
+
+
+def _progress(options: GlobalOptions, config: Config) -> "Progress":
+    """Bars on a terminal, else log lines."""
+    as_json = options.log_json or config.log.json
+    if as_json or not sys.stderr or not sys.stderr.isatty():  # None if the shell has closed it
+        from etl.sync.progress import LogProgress
+
+        return LogProgress()
+    from etl.cli.progress import TerminalProgress
+
+    return TerminalProgress()
+
+
+def _collect_garbage_rarely() -> None:
+    """Pages are many small objects without cycles, so collections cost time and free nothing."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)

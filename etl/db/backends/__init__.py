@@ -1,0 +1,90 @@
+"""What only one database has: a module per database, all with the functions of `Backend`.
+
+Nothing else in the program asks which database it talks to. A module is imported when its database
+is opened, so that one database's driver is not needed for another.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from importlib import import_module
+from typing import Any, Final, NamedTuple, Protocol, cast
+
+from sqlalchemy import Connection, Dialect, Engine, Select, Subquery, Table
+from sqlalchemy.engine import URL
+from sqlalchemy.types import TypeEngine
+
+Row = tuple[Any, ...]
+
+
+class Encoders(NamedTuple):
+    """Functions that turn a time, and a JSON text, into the value that is written."""
+
+    time: Callable[[datetime], Any]
+    json: Callable[[str], Any]
+
+
+class Backend(Protocol):
+    """The types and functions of a database's module."""
+
+    KEY_TYPE: TypeEngine[Any]
+    JSON_TYPE: TypeEngine[Any]
+
+    def create_engine(self, url: URL) -> Engine:
+        """An engine that connects lazily. Raises DatabaseError if the URL cannot be opened."""
+
+    def begin_writing(self, connection: Connection) -> None:
+        """Take the writers' lock and apply the settings of this transaction."""
+
+    def server_time(self, connection: Connection) -> datetime | None:
+        """The server's time; None if the database runs in this process."""
+
+    def explain(self, error: BaseException, url: URL) -> str | None:
+        """What happened and what to do, without data; None if the error is not a known one."""
+
+    def encoders(self) -> Encoders:
+        """The encoders of the values that `insert_rows` and `upsert_rows` take."""
+
+    def id_table(self, ids: Iterable[int]) -> Subquery:
+        """These ids as a table with one column, `id`."""
+
+    def fetch_rows(self, connection: Connection, query: Select[Any]) -> list[Row]:
+        """The query's rows, with Python's values; faster than row by row."""
+
+    def insert_rows(
+        self, connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
+    ) -> None:
+        """Insert encoded rows with these columns, which are in the table's order."""
+
+    def upsert_rows(
+        self,
+        connection: Connection,
+        table: Table,
+        names: Sequence[str],
+        rows: Collection[Row],
+        *,
+        kept: Collection[str] = (),
+    ) -> None:
+        """Insert encoded rows, or update those whose key exists, except the `kept` columns.
+
+        No key may occur twice.
+        """
+
+
+_MODULES: Final = {
+    "sqlite": "etl.db.backends.sqlite",
+    "postgresql": "etl.db.backends.postgresql",
+}
+
+
+def backend(dialect: Dialect) -> Backend:
+    """The backend of a connection's or an engine's dialect."""
+    return _backend(dialect.name)
+
+
+def backend_of_url(url: URL) -> Backend:
+    """The backend of a database that is not open yet."""
+    return _backend(url.get_backend_name())
+
+
+def _backend(name: str) -> Backend:
+    return cast("Backend", import_module(_MODULES[name]))

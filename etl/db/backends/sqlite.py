@@ -1,0 +1,204 @@
+"""SQLite: one file, created for its owner alone.
+
+sqlite3 releases the GIL once per row; beside a busy thread, row-by-row statements ran 37 times
+slower. Rows go in by long VALUES lists and come out as one JSON text.
+"""
+
+import os
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Engine,
+    Integer,
+    Select,
+    Subquery,
+    Table,
+    Text,
+    event,
+    func,
+    literal,
+    select,
+)
+from sqlalchemy import create_engine as create_sqlalchemy_engine
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import URL
+from sqlalchemy.types import TypeEngine
+
+from etl.db.backends import Encoders, Row
+from etl.errors import DatabaseError
+
+# A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
+KEY_TYPE: Final[TypeEngine[Any]] = Integer()
+JSON_TYPE: Final[TypeEngine[Any]] = JSON(none_as_null=True)
+BUSY_SECONDS: Final = 30
+_PRAGMAS = (
+    f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}",
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA temp_store = MEMORY",
+)
+# Rows per statement: a few sizes, so that few statements are prepared and kept. The largest keeps
+# every table far below SQLite's limit of 32,766 parameters.
+_SIZES = (1000, 200, 40, 8, 1)
+
+_PERMISSIONS = "check the permissions of the file and its folder"
+_OTHER_FILE = "database.url names a file that is something else, or damaged"
+_ADVICE = {
+    "SQLITE_BUSY": f"another program has locked it for more than {BUSY_SECONDS} s: wait, or end it",
+    "SQLITE_FULL": "free space on its disk and run again: nothing that was stored is lost",
+    "SQLITE_READONLY": _PERMISSIONS,
+    "SQLITE_CANTOPEN": _PERMISSIONS,
+    "SQLITE_NOTADB": _OTHER_FILE,
+    "SQLITE_CORRUPT": _OTHER_FILE,
+}
+
+
+def create_engine(url: URL) -> Engine:
+    """An engine for the file, which is created if it is missing, readable by its owner only."""
+    _create_private(url)
+    engine = create_sqlalchemy_engine(
+        url,
+        hide_parameters=True,
+        connect_args={"isolation_level": None},
+        # One connection stays open, because it keeps the large statements that it has prepared.
+        pool_size=1,
+    )
+    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def begin_writing(connection: Connection) -> None:
+    """BEGIN IMMEDIATE has taken the lock already."""
+
+
+def server_time(connection: Connection) -> None:
+    """SQLite runs in this process."""
+
+
+def explain(error: BaseException, url: URL) -> str | None:  # noqa: ARG001
+    """By SQLite's error name, such as SQLITE_BUSY, without its extension."""
+    name = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
+    return f"the database is unavailable: {error}; {_ADVICE[name]}" if name in _ADVICE else None
+
+
+def encoders() -> Encoders:
+    """Times as SQLAlchemy stores them, JSON as text."""
+    return Encoders(time=_time_text, json=str)
+
+
+def id_table(ids: Iterable[int]) -> Subquery:
+    """The ids as one JSON text."""
+    given = func.json_each(_json_text(ids)).table_valued("value", name="given")
+    return select(given.c.value.label("id")).subquery()
+
+
+def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
+    """Each column as one JSON text, whose values SQLAlchemy's types then convert."""
+    found = query.subquery()
+    texts = connection.execute(select(*(func.json_group_array(column) for column in found.c))).one()
+    columns: list[list[Any]] = [msgspec.json.decode(text) for text in texts]
+    for position, column in enumerate(found.c):
+        implementation = column.type.dialect_impl(connection.dialect)
+        if convert := implementation.result_processor(connection.dialect, None):
+            values = columns[position]
+            columns[position] = [None if value is None else convert(value) for value in values]
+    return list(zip(*columns, strict=True))
+
+
+def insert_rows(
+    connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
+) -> None:
+    """Insert by VALUES lists."""
+    _execute_in_lists(connection, _Statement(table, tuple(names)), rows)
+
+
+def upsert_rows(
+    connection: Connection,
+    table: Table,
+    names: Sequence[str],
+    rows: Collection[Row],
+    *,
+    kept: Collection[str] = (),
+) -> None:
+    """Upsert by VALUES lists."""
+    keys = set(table.primary_key.columns.keys())
+    updated = tuple(name for name in names if name not in keys.union(kept))
+    _execute_in_lists(connection, _Statement(table, tuple(names), updated), rows)
+
+
+class _Statement(NamedTuple):
+    """An INSERT into these columns; with `updated`, an upsert that sets those."""
+
+    table: Table
+    names: tuple[str, ...]
+    updated: tuple[str, ...] = ()
+
+
+def _execute_in_lists(connection: Connection, statement: _Statement, rows: Iterable[Row]) -> None:
+    source = iter(rows)
+    while some := list(islice(source, _SIZES[0])):
+        for size in _SIZES:
+            while len(some) >= size:
+                text = _compiled(connection.dialect, statement, size)
+                connection.exec_driver_sql(text, tuple(chain.from_iterable(some[:size])))
+                del some[:size]
+
+
+@lru_cache(maxsize=64)
+def _compiled(dialect: Dialect, statement: _Statement, size: int) -> str:
+    """SQLAlchemy's text for one row, with its list of values repeated `size` times."""
+    one = insert(statement.table)
+    if statement.updated:
+        values = {name: one.excluded[name] for name in statement.updated}
+        one = one.on_conflict_do_update(index_elements=statement.table.primary_key, set_=values)
+    compiled = one.compile(dialect=dialect, column_keys=list(statement.names))
+    assert tuple(compiled.positiontup or ()) == statement.names  # noqa: S101  # in the table's order
+    row = "(" + ", ".join("?" for _ in statement.names) + ")"
+    head, values_of_one, tail = str(compiled).partition(row)
+    return head + ", ".join([values_of_one] * size) + tail
+
+
+def _json_text(ids: Iterable[int]) -> ColumnElement[str]:
+    return literal(msgspec.json.encode(list(ids)).decode(), Text)
+
+
+def _time_text(time: datetime) -> str:
+    """The text that SQLAlchemy stores and reads for a time in UTC, which it has no offset in."""
+    return time.isoformat(" ", "microseconds")[:26]
+
+
+def _create_private(url: URL) -> None:
+    """Create the file for its owner only; SQLite gives its -wal and -shm the same mode."""
+    path = Path(url.database or "")
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DatabaseError(
+            f"cannot create the database file {path}: {error.strerror}; see database.url"
+        ) from error
+
+
+def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+
+
+def _begin(connection: Connection) -> None:
+    # A writer locks at once: a transaction that began by reading cannot always be promoted.
+    read_only = connection.get_execution_options().get("read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,45 @@
+"""Column types whose database type each backend chooses."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, TypeDecorator
+from sqlalchemy.types import TypeEngine
+
+from etl.db.backends import backend
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant in UTC: `timestamptz` in PostgreSQL, `YYYY-MM-DD HH:MM:SS.ffffff` in SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        instant: datetime = value
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
+class BigKey(TypeDecorator[int]):
+    """A key of 64 bits, in the backend's type."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(backend(dialect).KEY_TYPE)
+
+
+class Json(TypeDecorator[Any]):
+    """JSON in the backend's type; None is the database's null."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(backend(dialect).JSON_TYPE)

@@ -1,0 +1,94 @@
+"""Chosen numbers, databases that cannot be opened, interrupted jobs."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from etl.cli.context import GlobalOptions, run_interruptible
+from etl.errors import RunInterruptedError
+from tests.support.command import A, call, environment
+
+CLOSED_PORT = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def _signal_handlers() -> Iterator[None]:
+    """Restores the handlers that an interrupted job leaves at their defaults."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        ("nobody", "--phone-number: that is not a phone number; write it with country code"),
+        ("+12025550199", "--phone-number: add +12025550199 to sync.phone_numbers first"),
+    ],
+)
+@pytest.mark.parametrize("command", ["sync", "backfill"])
+def test_only_configured_numbers_can_be_chosen(command: str, number: str, says: str) -> None:
+    """Exit code 2 for any other text, before anything is opened."""
+    env = environment(CLOSED_PORT, "sqlite:///linq.db")
+    refused = call(command, "--phone-number", number, env=env)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert says in refused.stderr
+    assert not Path("linq.db").exists()
+
+
+@pytest.mark.parametrize("command", [["runs"], ["status"], ["db", "current"], ["db", "check"]])
+def test_a_database_file_that_does_not_exist(command: list[str]) -> None:
+    """Exit code 6; a command that only looks does not create the file."""
+    failed = call(*command)
+    assert (failed.code, failed.stdout) == (6, "")
+    assert "there is no database file linq.db; run `linq-etl sync` first" in failed.stderr
+    assert not Path("linq.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://me:hunter2@127.0.0.1:1/linq", "the database is unavailable"),
+        ("sqlite:///no/such/folder/linq.db", "cannot create the database file"),
+        ("sqlite:///notes.txt", "sqlite:///notes.txt"),
+    ],
+)
+def test_a_database_that_cannot_be_opened(url: str, says: str) -> None:
+    """Exit code 6 before the first request; the error shows no password."""
+    Path("notes.txt").write_text("Milk, eggs, bread and the rest of what is needed.\n" * 20)
+    failed = call("sync", env=environment(CLOSED_PORT, url))
+    assert (failed.code, failed.stdout) == (6, "")
+    assert says in failed.stderr
+    assert "hunter2" not in failed.stderr
+
+
+@pytest.mark.usefixtures("_signal_handlers")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_cancels_the_job(number: signal.Signals, code: int) -> None:
+    """The job cleans up first; a second signal would kill the process."""
+    cleaned_up = []
+
+    async def job() -> None:
+        os.kill(os.getpid(), number)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            cleaned_up.append(signal.getsignal(number))
+
+    with pytest.raises(RunInterruptedError) as raised:
+        run_interruptible(job())
+    assert raised.value.exit_code == code
+    assert cleaned_up == [signal.SIG_DFL]
+
+
+def test_global_options_load_the_configuration() -> None:
+    """An offline command needs neither token nor numbers."""
+    Path("mine.toml").write_text(f'[sync]\nphone_numbers = ["{A}"]')
+    config = GlobalOptions(Path("mine.toml")).load_config(offline=True)
+    assert [number.e164 for number in config.sync.phone_numbers] == [A]
+    assert config.token is None

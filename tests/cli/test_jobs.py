@@ -1,0 +1,192 @@
+"""sync, backfill and verify: their options, their output, their exit codes."""
+
+import json
+import os
+import pty
+import re
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from etl.sandbox import Motion, Sandbox, build_world
+from tests.cli.conftest import Synced
+from tests.support.command import (
+    TOKEN,
+    A,
+    B,
+    call,
+    ended,
+    environment,
+    execute,
+    running,
+    select,
+)
+
+CLOSED_PORT = "http://127.0.0.1:1"
+
+
+# Output
+
+
+def test_a_sync_logs_to_stderr_only(synced: Synced) -> None:
+    """With --log-json every line is JSON; numbers are shortened and nothing private is shown."""
+    lines = [json.loads(line) for line in synced.output.stderr.splitlines()]
+    assert synced.output.stdout == ""
+    assert [line["event"] for line in lines] == [
+        "run_started",
+        "number_ended",
+        "number_ended",
+        "run_ended",
+    ]
+    assert {line.get("phone_number") for line in lines} == {None, "…4472", "…0100"}
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
+    assert lines[-1]["status"] == "succeeded"
+    for private in (A[1:], B[1:], TOKEN):
+        assert private not in synced.output.stderr
+
+
+def test_log_lines_are_json_by_configuration_too(synced: Synced, tmp_path: Path) -> None:
+    """log.json = true does the same as --log-json."""
+    env = environment(synced.sandbox, f"sqlite:///{tmp_path}/linq.db", A, LINQ_ETL_LOG__JSON="true")
+    done = call("sync", env=env)
+    assert done.code == 0
+    assert json.loads(done.stderr.splitlines()[0])["event"] == "run_started"
+
+
+def test_a_terminal_shows_bars_and_a_table(synced: Synced, tmp_path: Path) -> None:
+    """On a terminal, stderr has bars and a table instead of log lines; stdout stays JSON."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    env = environment(synced.sandbox, url, TERM="xterm", COLUMNS="120")
+    ours, theirs = pty.openpty()
+    with running("sync", "--json", env=env, stderr=theirs) as process:
+        os.close(theirs)
+        shown = _read_terminal(ours)
+        done = ended(process)
+    assert (done.code, done.data["status"]) == (0, "succeeded")
+    assert "Run 1: 2 phone numbers" in shown
+    assert all(text in shown for text in ("…4472", "…0100", "consistent", "all"))
+    assert "run_ended" not in shown
+
+
+def _read_terminal(descriptor: int) -> str:
+    shown = b""
+    try:
+        while block := os.read(descriptor, 4096):
+            shown += block
+    except OSError:
+        pass  # Linux reports a closed other side like this.
+    finally:
+        os.close(descriptor)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+# sync
+
+
+def test_a_list_is_proved_on_request() -> None:
+    """With --prove, the first sync of a list that does not change is proved."""
+    with Sandbox(build_world(numbers=[A], chats_per_number=20)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", A)
+        done = call("sync", "--prove", "--require-complete", "--json", env=env)
+    assert (done.code, done.data["numbers"][0]["completeness"]) == (0, "proved")
+
+
+def test_an_unproved_list_fails_only_if_completeness_is_required() -> None:
+    """Exit code 3 with --require-complete, else 0."""
+    small_pages = {"LINQ_ETL_API__PER_PAGE": "5", "LINQ_ETL_API__MAX_CONCURRENCY": "1"}
+    motion = Motion(jumps=3, creates=1, deletes=1)
+    with Sandbox(build_world(numbers=[A], chats_per_number=50), motion=motion) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", A, **small_pages)
+        done = call("sync", "--json", env=env)
+        assert (done.code, done.data["numbers"][0]["completeness"]) == (0, "unproved")
+        assert call("sync", "--require-complete", env=env).code == 3
+
+
+def test_suspicious_removals_are_applied_only_on_request() -> None:
+    """Exit code 3 with the option to use; with --allow-removals, 0."""
+    world = build_world(numbers=[A], chats_per_number=30)
+    with Sandbox(world) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", A)
+        assert call("sync", env=env).code == 0
+        for chat_id in world.listing(A)[:20]:
+            world.delete(chat_id)
+        withheld = call("sync", env=env)
+        assert withheld.code == 3
+        assert "--allow-removals" in withheld.stderr
+        allowed = call("sync", "--allow-removals", "--json", env=env)
+    assert (allowed.code, allowed.data["chats_removed"]) == (0, 20)
+
+
+def test_a_schema_is_not_upgraded_unasked() -> None:
+    """With auto_upgrade = false: exit code 6 and the command to run."""
+    env = environment(CLOSED_PORT, "sqlite:///linq.db", LINQ_ETL_DATABASE__AUTO_UPGRADE="false")
+    refused = call("sync", env=env)
+    assert refused.code == 6
+    assert "run `linq-etl db upgrade`" in refused.stderr
+
+
+def test_an_unknown_schema_is_left_alone() -> None:
+    """Exit code 6, and nothing is written."""
+    url = "sqlite:///linq.db"
+    execute(url, "CREATE TABLE linq_etl_alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
+    execute(url, "INSERT INTO linq_etl_alembic_version VALUES ('9999')")
+    refused = call("sync", env=environment(CLOSED_PORT, url))
+    assert refused.code == 6
+    assert "revision 9999 is unknown to this program" in refused.stderr
+    assert select(url, "SELECT name FROM sqlite_schema WHERE type = 'table'") == [
+        ("linq_etl_alembic_version",)
+    ]
+
+
+# backfill
+
+
+def test_a_backfill_reads_the_pages_it_is_given(synced: Synced, tmp_path: Path) -> None:
+    """From --first-page to --last-page, and the run log has its command."""
+    url = f"sqlite:///{tmp_path}/linq.db"
+    env = environment(synced.sandbox, url, LINQ_ETL_API__PER_PAGE="5")
+    arguments = ("--phone-number", A, "--first-page", "2", "--last-page", "3", "--max-rps", "100")
+    done = call("backfill", *arguments, "--json", env=env)
+    assert (done.code, done.data["command"], done.data["chats_inserted"]) == (0, "backfill", 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Missing option '--phone-number'"),
+        (["--phone-number", A, "--first-page", "0"], "Invalid value for '--first-page'"),
+        (["--phone-number", A, "--max-rps", "0"], "Invalid value for '--max-rps'"),
+        (
+            ["--phone-number", A, "--first-page", "9", "--last-page", "8"],
+            "--last-page: page 8 comes before page 9",
+        ),
+    ],
+)
+def test_a_backfill_with_wrong_options(arguments: list[str], says: str) -> None:
+    """Exit code 2 and a sentence about the option."""
+    refused = call("backfill", *arguments, env=environment(CLOSED_PORT, "sqlite:///linq.db"))
+    assert (refused.code, refused.stdout) == (2, "")
+    assert says in refused.stderr
+
+
+# verify
+
+
+def test_verify_prints_text_or_json(synced: Synced) -> None:
+    """Exit code 0 if no sampled chat is wrong."""
+    text = call("verify", "--sample", "10", env=synced.env)
+    assert (text.code, text.stderr) == (0, "")
+    assert text.stdout.startswith("10 chats ")
+    record = call("verify", "--sample", "10", "--json", env=synced.env)
+    assert (record.code, record.data["sampled"], record.data["wrong"]) == (0, 10, 0)
+
+
+def test_verify_fails_if_a_chat_is_wrong() -> None:
+    """Exit code 3."""
+    url = "sqlite:///linq.db"
+    with Sandbox(build_world(numbers=[A], chats_per_number=5)) as sandbox:
+        env = environment(sandbox, url, A)
+        assert call("sync", env=env).code == 0
+        execute(url, "UPDATE chats SET display_name = 'something else'")
+        assert call("verify", env=env).code == 3
