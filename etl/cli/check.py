@@ -37,7 +37,7 @@ class Finding:
 
 
 async def run_checks(config_path: Path | None) -> list[Finding]:
-    """Check everything; without a valid configuration, or a database, nothing that needs it."""
+    """Check everything; what depends on a failed check is skipped."""
     findings: list[Finding] = []
     with _finding_on_error(findings, "config"):
         config = load_config(config_path)
@@ -97,6 +97,8 @@ async def _check_token(
 
 
 def _numbers_finding(numbers: Sequence[PhoneNumber], visible: set[str]) -> Finding:
+    if not numbers:
+        return Finding("numbers", "every number that this token can see (all_phone_numbers)")
     missing = [number for number in numbers if number.e164 not in visible]
     if not missing:
         count = counted(len(numbers), "phone number")

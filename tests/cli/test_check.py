@@ -84,6 +84,16 @@ def test_numbers_that_their_tokens_cannot_see() -> None:
     ]
 
 
+def test_all_numbers_of_a_token(synced: Synced) -> None:
+    """With all_phone_numbers, the numbers need no names."""
+    change = {"LINQ_ETL_SYNC__PHONE_NUMBERS": "", "LINQ_ETL_SYNC__ALL_PHONE_NUMBERS": "true"}
+    checked = call("check", env=synced.env | change)
+    assert checked.code == 0
+    assert checked.stdout.splitlines()[2] == (
+        "ok    numbers   every number that this token can see (all_phone_numbers)"
+    )
+
+
 def test_a_token_whose_numbers_are_not_known_is_accepted() -> None:
     """An API that refuses to list the numbers proves nothing against the configuration."""
     with _WithoutNumbers(build_world(chats_per_number=1)) as sandbox:

@@ -10,9 +10,7 @@ import pytest
 
 from etl.cli.context import GlobalOptions, run_interruptible
 from etl.errors import RunInterruptedError
-from tests.support.command import A, call, environment
-
-CLOSED_PORT = "http://127.0.0.1:1"
+from tests.support.command import CLOSED_PORT, A, call, environment
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from etl.sandbox import Motion, Sandbox, build_world
 from tests.cli.conftest import Synced
 from tests.support.command import (
+    CLOSED_PORT,
     TOKEN,
     A,
     B,
@@ -22,9 +23,6 @@ from tests.support.command import (
     running,
     select,
 )
-
-CLOSED_PORT = "http://127.0.0.1:1"
-
 
 # Output
 

@@ -12,9 +12,7 @@ import pytest
 
 from etl import __version__
 from etl.cli.main import cli
-from tests.support.command import COMMAND, A, call, environment, linq_etl, running
-
-CLOSED_PORT = "http://127.0.0.1:1"
+from tests.support.command import CLOSED_PORT, COMMAND, A, call, environment, linq_etl, running
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from etl.cli.demo import QUERIES
-from tests.support.command import call, ended, linq_etl, running, select
+from etl.sandbox import Faults, Motion, Sandbox
+from tests.support.command import A, call, ended, linq_etl, running, select
 
 
 def test_the_sandbox_command() -> None:
@@ -20,6 +21,26 @@ def test_the_sandbox_command() -> None:
         process.send_signal(signal.SIGINT)
         assert ended(process).code == 0
     assert (done.code, done.data["chats_seen"]) == (0, 10)
+
+
+def test_the_options_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sets a property of the world, a fault, or a change of the lists."""
+    served: list[Sandbox] = []
+
+    def serve(server: Sandbox) -> None:
+        served.append(server)
+        server.stop()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sandbox, "serve_forever", serve)
+    world = ("--chats", "7", "--order", "id")
+    faults = ("--latency", "0.5", "--rate-limit", "3", "--retry-after", "date", "--cut", "0.1")
+    ended_by_hand = call("sandbox", "--port", "0", *world, *faults, "--jumps", "2", "--leaves", "1")
+    assert (ended_by_hand.code, ended_by_hand.stderr) == (0, "")
+    (server,) = served
+    assert (server.world.order, len(server.world.listing(A))) == ("id", 7)
+    assert server.faults == Faults(latency=0.5, rate_limit=3, retry_after="date", cut=0.1)
+    assert server.motion == Motion(jumps=2, leaves=1)
 
 
 @pytest.mark.parametrize("width", ["40", "80", "200"])

@@ -40,6 +40,7 @@ DATA_TABLES = (
 )
 # Lets `coverage run` measure subprocesses too.
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+CLOSED_PORT = "http://127.0.0.1:1"  # where every connection is refused
 PATIENCE = 30.0  # seconds to wait for an expected event
 
 

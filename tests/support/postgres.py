@@ -46,7 +46,7 @@ def server(given_url: str | None) -> Iterator[str]:
     if given_url:
         yield given_url
         return
-    folder = _folder()
+    folder = make_folder()
     try:
         with _running(_binaries(), folder):
             yield f"postgresql://postgres@/postgres?host={folder}"
@@ -82,24 +82,25 @@ def _binaries() -> Path:
     return versions[max(versions)]
 
 
-def _folder() -> Path:
+def make_folder() -> Path:
+    """A folder for a server's socket, which belongs to the user that runs the server."""
     # In /tmp: a socket's path must be short, and the server may run as another user.
-    account = _account()
+    user = account()
     folder = Path(tempfile.mkdtemp(prefix="linq-etl-", dir="/tmp"))
-    if account:
-        os.chown(folder, account["user"], account["group"])
+    if user:
+        os.chown(folder, user["user"], user["group"])
     return folder
 
 
-def _account() -> dict[str, Any]:
-    """The user that runs the server, if this is root, which initdb refuses."""
+def account() -> dict[str, Any]:
+    """Arguments of Popen: the user that runs a server, if this is root, whom servers refuse."""
     if os.geteuid() != 0:
         return {}
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
             entry = pwd.getpwnam(name)
             return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise NoPostgresError("initdb refuses root, and there is no user postgres or nobody")
+    raise NoPostgresError("a server refuses root, and there is no user postgres or nobody")
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def _running(binaries: Path, folder: Path) -> Iterator[None]:
         cwd=folder,
         env={"PATH": os.defpath, "LC_ALL": "C"},
         start_new_session=True,  # Ctrl-C goes to the tests, which then close standard input.
-        **_account(),
+        **account(),
     ) as process:
         assert process.stdout
         if not process.stdout.readline():
