@@ -16,6 +16,7 @@ from etl.db.engine import open_engine, reading
 from etl.db.tables import metadata
 from tests.support import postgres
 from tests.support.builders import Row, Rows
+from tests.support.marks import cannot_run
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
@@ -72,8 +73,7 @@ def postgres_server() -> Iterator[str]:
         with postgres.server(_POSTGRES_URL) as url:
             yield url
     except postgres.NoPostgresError as reason:
-        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        stop(f"no PostgreSQL: {reason}")
+        cannot_run(f"no PostgreSQL: {reason}")
 
 
 @pytest.fixture(scope="session")

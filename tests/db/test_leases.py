@@ -5,29 +5,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select, update
 
-from etl.config import PhoneNumber
-from etl.db import leases, run_log
+from etl.db import leases
 from etl.db.engine import reading, writing
 from etl.db.run_log import Claim
 from etl.db.tables import number_leases, sync_run_numbers, sync_runs
 from etl.errors import LeaseLostError
+from tests.support.builders import NOON, A, B, C, second, start_run
 
-A, B, C = "+13343284472", "+13125550100", "+13125550199"
-NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 ROOT = Path(leases.__file__).parents[2]
 
 PRINT_OWNER = "from etl.db import leases; print(leases.owner_identity(), flush=True); input()"
 CLAIM = f"""
 import sys
 from datetime import datetime
-from etl.db import run_log
 from etl.config import PhoneNumber
+from etl.db import run_log
 from etl.db.engine import open_engine, writing
 now = datetime.fromisoformat(sys.argv[2])
 with writing(open_engine(sys.argv[1])) as connection:
@@ -36,18 +34,6 @@ with writing(open_engine(sys.argv[1])) as connection:
 print(run_id, flush=True)
 input()
 """
-
-
-def second(number: int) -> datetime:
-    return NOON + timedelta(seconds=number)
-
-
-def begin(engine: Engine, *numbers: str, now: datetime = NOON) -> tuple[int, Claim]:
-    """Start a run of this process that claims the numbers, with a lease of 60 seconds."""
-    with writing(engine) as connection:
-        run_id = run_log.start(connection, "sync", now=now, lease_seconds=60)
-        claim = run_log.claim(connection, run_id, [PhoneNumber(n) for n in numbers], now)
-    return run_id, claim
 
 
 def holders(engine: Engine) -> dict[str, int]:
@@ -82,15 +68,15 @@ def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
 
 def test_free_numbers_are_taken(engine: Engine) -> None:
     """The first run holds every number that it claims."""
-    run_id, claim = begin(engine, A, B)
+    run_id, claim = start_run(engine, A, B)
     assert claim == Claim(held=frozenset({A, B}), loaded=frozenset(), busy={})
     assert holders(engine) == {A: run_id, B: run_id}
 
 
 def test_a_held_number_names_its_holder(engine: Engine) -> None:
     """The second run learns which run holds it, where and since when, and takes the free ones."""
-    first, _ = begin(engine, A)
-    second_run, claim = begin(engine, A, B, now=second(5))
+    first, _ = start_run(engine, A)
+    second_run, claim = start_run(engine, A, B, now=second(5))
     with reading(engine) as connection:
         host = connection.execute(select(sync_runs.c.host)).scalars().first()
     assert claim.held == {B}
@@ -105,14 +91,14 @@ def test_a_held_number_names_its_holder(engine: Engine) -> None:
 
 def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
     """Its claim is empty."""
-    _, claim = begin(engine)
+    _, claim = start_run(engine)
     assert claim == Claim(held=frozenset(), loaded=frozenset(), busy={})
 
 
 def test_a_released_number_is_free(engine: Engine) -> None:
     """A run releases some of its numbers, or all; never those of another run."""
-    run_id, _ = begin(engine, A, B, C)
-    other, _ = begin(engine, A)
+    run_id, _ = start_run(engine, A, B, C)
+    other, _ = start_run(engine, A)
     with writing(engine) as connection:
         leases.release(connection, other)
         leases.release(connection, run_id, [A])
@@ -127,17 +113,17 @@ def test_a_released_number_is_free(engine: Engine) -> None:
 
 def test_a_renewed_lease_outlives_its_first_expiry(engine: Engine) -> None:
     """A run keeps its numbers as long as its heartbeat renews the lease."""
-    run_id, _ = begin(engine, A)
+    run_id, _ = start_run(engine, A)
     with writing(engine) as connection:
         leases.renew(connection, run_id, leases.expiry(second(40), 60))
-    _, claim = begin(engine, A, now=second(99))
+    _, claim = start_run(engine, A, now=second(99))
     assert claim.busy[A].run_id == run_id
 
 
 def test_an_expired_lease_is_void(engine: Engine) -> None:
     """The next run closes a run without a heartbeat as abandoned, and takes its numbers."""
-    dead, _ = begin(engine, A, B)
-    run_id, claim = begin(engine, A, now=second(60))
+    dead, _ = start_run(engine, A, B)
+    run_id, claim = start_run(engine, A, now=second(60))
     assert claim.held == {A}
     assert holders(engine) == {A: run_id}
     assert statuses(engine) == {dead: "abandoned", run_id: "running"}
@@ -152,15 +138,15 @@ def test_an_expired_lease_is_void(engine: Engine) -> None:
 
 def test_a_lease_holds_until_it_expires(engine: Engine) -> None:
     """A microsecond before its expiry, the number is still busy."""
-    first, _ = begin(engine, A)
-    _, claim = begin(engine, A, now=second(60) - timedelta(microseconds=1))
+    first, _ = start_run(engine, A)
+    _, claim = start_run(engine, A, now=second(60) - timedelta(microseconds=1))
     assert claim.busy[A].run_id == first
 
 
 def test_an_abandoned_run_can_no_longer_write(engine: Engine) -> None:
     """Neither its heartbeat nor its next transaction succeeds."""
-    stalled, _ = begin(engine, A)
-    begin(engine, now=second(61))
+    stalled, _ = start_run(engine, A)
+    start_run(engine, now=second(61))
     with writing(engine) as connection:
         with pytest.raises(LeaseLostError) as renewing:
             leases.renew(connection, stalled, second(200))
@@ -171,8 +157,8 @@ def test_an_abandoned_run_can_no_longer_write(engine: Engine) -> None:
 
 def test_a_run_writes_only_numbers_that_it_holds(engine: Engine) -> None:
     """Any of its own numbers; not another run's, nor one that no run holds."""
-    run_id, _ = begin(engine, A, B)
-    begin(engine, C)
+    run_id, _ = start_run(engine, A, B)
+    start_run(engine, C)
     with writing(engine) as connection:
         for numbers in ([A], [A, B], [A, A], []):
             leases.ensure_held(connection, run_id, numbers)
@@ -216,21 +202,21 @@ def test_an_invisible_process_is_not_dead(owner: str) -> None:
 
 def test_a_run_in_another_pid_namespace_ends_by_expiry(engine: Engine) -> None:
     """Its PID means nothing here, so only the expiry counts."""
-    remote, _ = begin(engine, A)
+    remote, _ = start_run(engine, A)
     set_owner(engine, "3f520413-0000-0000-0000-000000000000 pid:[4026531836] 999999999 1")
-    _, claim = begin(engine, A, now=second(59))
+    _, claim = start_run(engine, A, now=second(59))
     assert claim.busy[A].run_id == remote
-    _, claim = begin(engine, A, now=second(60))
+    _, claim = start_run(engine, A, now=second(60))
     assert claim.held == {A}
 
 
 def test_a_killed_run_frees_its_numbers_at_once(engine: Engine, database_url: str) -> None:
     """On the same machine, long before the lease expires."""
     with child(CLAIM, database_url, NOON.isoformat()) as (process, run_id):
-        _, claim = begin(engine, A, now=second(1))
+        _, claim = start_run(engine, A, now=second(1))
         assert str(claim.busy[A].run_id) == run_id
         process.kill()
         process.wait()
-        _, claim = begin(engine, A, now=second(2))
+        _, claim = start_run(engine, A, now=second(2))
     assert claim.held == {A}
     assert statuses(engine)[int(run_id)] == "abandoned"

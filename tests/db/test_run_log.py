@@ -2,12 +2,12 @@
 
 import socket
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine
 
 from etl import __version__
 from etl.api.models import ApiUsage
@@ -23,27 +23,10 @@ from etl.db.tables import (
     sync_run_numbers,
     sync_runs,
 )
-
-Item = dict[str, Any]
-Rows = Callable[[Table], list[Item]]
-
-A, B = "+13343284472", "+13125550100"
-NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+from tests.support.builders import NOON, A, B, Row, Rows, row_of, second, without
 
 
-def second(number: int) -> datetime:
-    return NOON + timedelta(seconds=number)
-
-
-def row_of(table: Table, **fields: Any) -> Item:
-    """A whole row: other columns are null, or 0 for counts."""
-    return {
-        **{column.name: 0 if column.server_default else None for column in table.columns},
-        **fields,
-    }
-
-
-def run_row(**fields: Any) -> Item:
+def run_row(**fields: Any) -> Row:
     """The row of a run that this process has just started."""
     return row_of(
         sync_runs,
@@ -63,14 +46,14 @@ def run_row(**fields: Any) -> Item:
     )
 
 
-def number_row(phone_number: str = A, **fields: Any) -> Item:
+def number_row(phone_number: str = A, **fields: Any) -> Row:
     """The row of a number whose sync has just started."""
-    started: Item = {"run_id": 1, "phone_number": phone_number, "status": "running"}
+    started: Row = {"run_id": 1, "phone_number": phone_number, "status": "running"}
     return row_of(sync_run_numbers, **started | fields)
 
 
-def public(row: Item) -> Item:
-    return {name: value for name, value in row.items() if name not in ("owner", "lease_expires_at")}
+def public(row: Row) -> Row:
+    return without(row, "owner", "lease_expires_at")
 
 
 def start(engine: Engine, now: datetime = NOON) -> int:
@@ -200,11 +183,11 @@ def test_a_number_that_ends_releases_its_lease(engine: Engine, rows: Rows) -> No
     """Its row has the outcome, and phone_numbers the time of its first load."""
     start(engine)
     claim(engine, A, B)
-    evidence: Item = {"total_count": 2**40, "distinct_ids": 2**40}
-    read: Item = {"completeness": "consistent", "passes": 2}
+    evidence: Row = {"total_count": 2**40, "distinct_ids": 2**40}
+    read: Row = {"completeness": "consistent", "passes": 2}
     outcome = NumberOutcome(A, "succeeded", ApiUsage(7, 1, 0), **read, evidence=evidence)
     close(engine, outcome, now=second(9))
-    ended: Item = {"status": "succeeded", "finished_at": second(9), "requests": 7, "retries": 1}
+    ended: Row = {"status": "succeeded", "finished_at": second(9), "requests": 7, "retries": 1}
     assert rows(sync_run_numbers) == [number_row(B), number_row(**ended, **read, **evidence)]
     assert [row["first_loaded_at"] for row in rows(phone_numbers)] == [None, second(9)]
     assert rows(number_leases) == [{"phone_number": B, "run_id": 1}]
@@ -212,7 +195,7 @@ def test_a_number_that_ends_releases_its_lease(engine: Engine, rows: Rows) -> No
 
 def test_a_proof_is_written_to_the_earlier_run(engine: Engine, rows: Rows) -> None:
     """A walk that proves the one before it upgrades that one's completeness."""
-    unproved: Item = {"status": "succeeded", "completeness": "unproved", "reason": "it moved"}
+    unproved: Row = {"status": "succeeded", "completeness": "unproved", "reason": "it moved"}
     for run_id, proved_run in ((1, None), (2, 1)):
         start(engine)
         claim(engine, A, run_id=run_id)
@@ -228,12 +211,12 @@ def test_a_number_that_fails_says_why(engine: Engine, rows: Rows) -> None:
     """Without a full read of its list, the number is not loaded."""
     start(engine)
     claim(engine, A)
-    why: Item = {
+    why: Row = {
         "error_kind": "throttled",
         "error_detail": "the API kept answering 429",
     }
     close(engine, NumberOutcome(A, "failed", ApiUsage(8, 7, 8), **why), now=second(9))
-    spent: Item = {"requests": 8, "retries": 7, "throttled": 8}
+    spent: Row = {"requests": 8, "retries": 7, "throttled": 8}
     assert rows(sync_run_numbers) == [
         number_row(status="failed", finished_at=second(9), **spent | why)
     ]
@@ -264,7 +247,7 @@ def test_a_finished_run_has_the_sums_of_its_numbers(engine: Engine, rows: Rows) 
     add_counts(engine, {A: each, B: each}, {A: usage, B: usage})
     close(engine, NumberOutcome(A, "succeeded", ApiUsage(2, 1, 1)))
     close(engine, NumberOutcome(B, "failed", ApiUsage(3, 1, 1), error_kind="unavailable"))
-    why: Item = {"error_kind": "unavailable", "error_detail": "the API is unavailable"}
+    why: Row = {"error_kind": "unavailable", "error_detail": "the API is unavailable"}
     finish(engine, RunOutcome("partial", **why, usage=ApiUsage(10, 2, 0)), now=second(30))
     sums = {**dict.fromkeys(COUNTS, 2), "requests": 15, "retries": 4, "throttled": 2}
     ended = {"status": "partial", "finished_at": second(30), "numbers_total": 2}
@@ -278,9 +261,9 @@ def test_unfinished_numbers_end_with_their_run(engine: Engine, rows: Rows, statu
     start(engine)
     claim(engine, A, B)
     close(engine, NumberOutcome(B, "succeeded"), now=second(1))
-    why: Item = {"error_kind": "interrupted", "error_detail": "ended by a signal"}
+    why: Row = {"error_kind": "interrupted", "error_detail": "ended by a signal"}
     finish(engine, RunOutcome(status, **why), now=second(2))
-    ended: Item = {"status": status, "finished_at": second(2), **why}
+    ended: Row = {"status": status, "finished_at": second(2), **why}
     assert rows(sync_run_numbers) == [
         number_row(B, status="succeeded", finished_at=second(1)),
         number_row(**ended),
@@ -306,7 +289,7 @@ def test_an_abandoned_run_stays_abandoned(engine: Engine, rows: Rows) -> None:
     start(engine, second(60))
     claim(engine, A, run_id=2, now=second(61))
     finish(engine, RunOutcome("succeeded"), run_id=1, now=second(70))
-    found: Item = {
+    found: Row = {
         "status": "abandoned",
         "finished_at": second(60),
         "error_detail": "its process ended",
@@ -349,7 +332,7 @@ def test_the_last_good_sync_read_the_whole_list(engine: Engine) -> None:
     """A later failure does not count, and a number that was never read has nulls."""
     start(engine)
     claim(engine, A, B)
-    read: Item = {"completeness": "unproved", "reason": "it moved"}
+    read: Row = {"completeness": "unproved", "reason": "it moved"}
     close(engine, NumberOutcome(A, "partial", **read, evidence={"total_count": 12}), now=second(1))
     finish(engine, RunOutcome("partial"))
     start(engine)
@@ -357,7 +340,7 @@ def test_the_last_good_sync_read_the_whole_list(engine: Engine) -> None:
     close(engine, NumberOutcome(A, "failed"), run_id=2, now=second(100))
     with reading(engine) as connection:
         found = run_log.last_good_syncs(connection)
-    good: Item = {"run_id": 1, "last_good_sync": second(1), **read, "total_count": 12}
+    good: Row = {"run_id": 1, "last_good_sync": second(1), **read, "total_count": 12}
     assert found == [
         {"phone_number": B, "label": None, **dict.fromkeys(good)},
         {"phone_number": A, "label": None, **good},

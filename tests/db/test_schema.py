@@ -3,7 +3,6 @@
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from multiprocessing.synchronize import Barrier
 from typing import Any, get_args
 
@@ -15,6 +14,8 @@ from etl.db.engine import open_engine, writing
 from etl.db.tables import REVISION, VERSION_TABLE, metadata
 from etl.db.types import BigKey, UtcDateTime
 from etl.errors import DatabaseError, SchemaError
+from tests.support.builders import NOON, A
+from tests.support.marks import only_postgres
 
 CONTRACT = {
     "chats": "id display_name service is_group message_count extra "
@@ -75,8 +76,8 @@ def add_a_row_to_every_table(engine: Engine) -> None:
 
 def example(column: Column[Any]) -> object:
     if isinstance(column.type, UtcDateTime):
-        return datetime(2025, 6, 1, 12, tzinfo=UTC)
-    return 1 if isinstance(column.type, BigInteger | Integer | BigKey) else "+13343284472"
+        return NOON
+    return 1 if isinstance(column.type, BigInteger | Integer | BigKey) else A
 
 
 def execute(engine: Engine, *statements: str) -> None:
@@ -320,7 +321,7 @@ def test_a_comment_names_every_value(column: Column[str], values: object) -> Non
     assert [value for value in get_args(values) if value not in (column.comment or "")] == []
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@only_postgres
 def test_the_comments_are_in_the_catalog(built: Engine) -> None:
     """PostgreSQL stores the comments, so that an analyst's tool can show them."""
     catalog = inspect(built)

@@ -1,7 +1,6 @@
 """The views for analysts, checked against results computed by hand."""
 
-from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import Connection, Engine, Table, insert, text
@@ -15,9 +14,7 @@ from etl.db.tables import (
     chats,
     phone_numbers,
 )
-
-A, B = "+13343284472", "+13125550100"
-NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+from tests.support.builders import NOON, A, B, Row, count_row
 
 
 @pytest.fixture
@@ -35,19 +32,10 @@ def stored(engine: Engine) -> Engine:
     return engine
 
 
-def put(connection: Connection, table: Table, *rows: dict[str, Any]) -> None:
+def put(connection: Connection, table: Table, *rows: Row) -> None:
     seen = {"first_seen_at": NOON} if "first_seen_at" in table.columns else {}
     for row in rows:
         connection.execute(insert(table), seen | row)
-
-
-def count(chat_id: int, observed_at: datetime, messages: int | None) -> dict[str, Any]:
-    return {
-        "chat_id": chat_id,
-        "observed_at": observed_at,
-        "message_count": messages,
-        "run_id": 1,
-    }
 
 
 def messages_per_day(engine: Engine) -> list[tuple[str, str, int]]:
@@ -58,7 +46,7 @@ def messages_per_day(engine: Engine) -> list[tuple[str, str, int]]:
         return sorted((row.phone_number, str(row.day), int(row.messages)) for row in found)
 
 
-def participants(engine: Engine) -> list[dict[str, Any]]:
+def participants(engine: Engine) -> list[Row]:
     with engine.connect() as connection:
         found = connection.execute(
             text("SELECT * FROM current_participants ORDER BY phone_number, chat_id, handle_id")
@@ -73,14 +61,14 @@ def test_messages_are_counted_per_list_and_utc_day(stored: Engine) -> None:
         put(
             connection,
             chat_message_counts,
-            count(1, NOON, 100),
-            count(1, datetime(2025, 6, 2, 2, 59, tzinfo=kiev), 103),  # 23:59 on the first
-            count(1, datetime(2025, 6, 2, 3, 0, tzinfo=kiev), 110),  # midnight
-            count(1, NOON + timedelta(days=1), 108),
-            count(1, NOON + timedelta(days=1, hours=1), 109),
-            count(2, NOON, 4),
-            count(3, NOON, 50),
-            count(3, NOON + timedelta(days=1), 52),
+            count_row(1, NOON, 100),
+            count_row(1, datetime(2025, 6, 2, 2, 59, tzinfo=kiev), 103),  # 23:59 on the first
+            count_row(1, datetime(2025, 6, 2, 3, 0, tzinfo=kiev), 110),  # midnight
+            count_row(1, NOON + timedelta(days=1), 108),
+            count_row(1, NOON + timedelta(days=1, hours=1), 109),
+            count_row(2, NOON, 4),
+            count_row(3, NOON, 50),
+            count_row(3, NOON + timedelta(days=1), 52),
         )
         created = {"run_id": 1, "observed_at": NOON, "chat_id": 2, "kind": "created"}
         put(connection, chat_events, created)
@@ -98,11 +86,11 @@ def test_a_day_without_gains_has_no_row(stored: Engine) -> None:
         put(
             connection,
             chat_message_counts,
-            count(1, NOON, 100),
-            count(2, NOON, 9),
-            count(2, NOON + timedelta(hours=1), 8),
-            count(3, NOON, None),
-            count(3, NOON + timedelta(hours=1), None),
+            count_row(1, NOON, 100),
+            count_row(2, NOON, 9),
+            count_row(2, NOON + timedelta(hours=1), 8),
+            count_row(3, NOON, None),
+            count_row(3, NOON + timedelta(hours=1), None),
         )
         renamed = {"run_id": 1, "observed_at": NOON, "chat_id": 1, "kind": "renamed"}
         put(connection, chat_events, renamed)

@@ -72,6 +72,7 @@ def observed_page(
     at: datetime = NOON,
     page_number: int = 1,
     emit_created: bool = False,
+    listed: bool = True,
 ) -> ObservedPage:
     """The last page of a number's list, with these records."""
     meta = {
@@ -81,7 +82,7 @@ def observed_page(
         "per_page": 100,
     }
     body = json.dumps({"data": records, "meta": meta}).encode()
-    return ObservedPage(phone_number, decode_page(body, page_number, at), emit_created)
+    return ObservedPage(phone_number, decode_page(body, page_number, at), emit_created, listed)
 
 
 # Rows as the `rows` fixture reads them

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from etl.api.decode import decode_page
-from etl.api.models import Chat, Handle, Page, Rejected
+from etl.api.models import Chat, Handle, Page, Rejected, hash64
 from tests.support.builders import NOON
 
 
@@ -32,3 +32,8 @@ def only_handle(record: str) -> Handle:
 def only_rejected(record: str) -> Rejected:
     (rejected,) = read_page(f"[{record}]").rejected
     return rejected
+
+
+def rejected(chat_id: int | None, reason: str, payload: str) -> Rejected:
+    """The rejected record that was sent with this canonical JSON."""
+    return Rejected(chat_id, reason, payload, hash64(payload.encode()))

@@ -11,6 +11,7 @@ from etl.api.client import LinqClient, RequestContext
 from etl.api.decode import decode_chat, decode_page
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
 from etl.sandbox import World
+from tests.support.builders import NOON
 
 Change = Callable[[World], object]
 
@@ -22,6 +23,30 @@ def change(number: str, kind: str, position: int, world: World) -> None:
         world.create(number)
     elif listing:
         getattr(world, kind)(listing[position % len(listing)])
+
+
+def page_of(
+    ids: Sequence[int],
+    page_number: int,
+    *,
+    per_page: int = 2,
+    total_count: int | None = None,
+    last_page: int | None = None,
+    is_gap: bool = False,
+) -> Page:
+    """A page of chats with these ids, as decoded; by default the API does not count the list."""
+    return Page(
+        page_number=page_number,
+        per_page=per_page,
+        total_count=total_count,
+        last_page=last_page,
+        chats=tuple(map(Chat, ids)),
+        rejected=(),
+        texts_cleaned=0,
+        observed_at=NOON,
+        size=0,
+        is_gap=is_gap,
+    )
 
 
 class MemoryClient(LinqClient):

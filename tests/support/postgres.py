@@ -20,6 +20,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 URL_VARIABLE = "LINQ_ETL_TEST_POSTGRES_URL"
+ROLE_PASSWORD = "test"  # for a server that asks for one
 
 # $1 is the folder of the binaries, $2 the server's. The server runs until standard input is closed,
 # which happens when the tests end, also by a signal.
@@ -63,6 +64,17 @@ def database(server_url: str) -> Iterator[str]:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
         _execute(server_url, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+@contextmanager
+def role(server_url: str) -> Iterator[str]:
+    """The name of a new role that may only log in; drop its databases before this ends."""
+    name = f"linq_etl_test_{uuid.uuid4().hex}"
+    _execute(server_url, f"CREATE ROLE {{}} LOGIN PASSWORD '{ROLE_PASSWORD}'", name)
+    try:
+        yield name
+    finally:
+        _execute(server_url, "DROP ROLE {}", name)
 
 
 def _execute(server_url: str, statement: str, name: str) -> None:

@@ -1,54 +1,39 @@
-"""One transaction after another: in order, in batches, to the end, and no further than a lease."""
+"""One transaction after another: in order, in batches, and only while the leases last."""
 
 import asyncio
 import contextlib
-import json
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Table, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from etl.api import decode as wire
 from etl.api.models import ApiUsage
-from etl.config import PhoneNumber
-from etl.db import run_log as runs
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
+from etl.db.store.removals import Removals
 from etl.db.tables import chats, phone_numbers, sync_run_numbers
 from etl.errors import DatabaseError, LeaseLostError
 from etl.sync.writer import BATCH, Writer
+from tests.support.builders import NOON, A, B, C, Rows, minute, observed_page, start_run
 
-Item = dict[str, Any]
-Rows = Callable[[Table], list[Item]]
-
-A, B, OURS_NOT = "+13343284472", "+13125550100", "+13125550199"
-NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 DONE = NumberOutcome(A, "succeeded", ApiUsage(requests=9), completeness="consistent", passes=1)
 
 
-def page(chat_id: int, under: str = A) -> ObservedPage:
+def page(chat_id: int, phone_number: str = A) -> ObservedPage:
     """A page with one chat."""
-    body = json.dumps({"data": [{"id": chat_id}]}).encode()
-    return ObservedPage(under, wire.decode_page(body, 1, NOON), emit_created=False)
-
-
-def start_run(engine: Engine, now: datetime = NOON) -> int:
-    """A run that holds both numbers."""
-    with writing(engine) as connection:
-        run_id = runs.start(connection, "sync", now=now, lease_seconds=60)
-        runs.claim(connection, run_id, [PhoneNumber(A), PhoneNumber(B)], now)
-    return run_id
+    return observed_page({"id": chat_id}, phone_number=phone_number)
 
 
 @pytest.fixture
 def writer(engine: Engine) -> Writer:
-    traffic: dict[str, ApiUsage] = defaultdict(ApiUsage, {A: ApiUsage(requests=5)})
-    return Writer(engine, start_run(engine), lambda: NOON, traffic)
+    """The writer of a run that holds A and B, and has spent five requests on A."""
+    run_id, _ = start_run(engine, A, B)
+    usage: dict[str | None, ApiUsage] = defaultdict(ApiUsage, {A: ApiUsage(requests=5)})
+    return Writer(engine, run_id, lambda: NOON, usage)
 
 
 @pytest.fixture
@@ -59,8 +44,8 @@ def commits(engine: Engine, writer: Writer) -> list[str]:
     return seen
 
 
-async def write(writer: Writer, *items: ObservedPage | NumberOutcome) -> None:
-    """Hand the items over, then write until all of them are stored."""
+async def write(writer: Writer, *items: ObservedPage | Removals | NumberOutcome) -> None:
+    """Queue the items, then write until all of them are stored."""
     for item in items:
         await writer.put(item)
     await ended_first(writer.run(), writer.drain())
@@ -68,7 +53,7 @@ async def write(writer: Writer, *items: ObservedPage | NumberOutcome) -> None:
 
 async def ended_first(*coroutines: Awaitable[None]) -> None:
     """Run together until one ends, and raise its error if it has one; cancel the others."""
-    tasks = [asyncio.ensure_future(one) for one in coroutines]
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:
         task.cancel()
@@ -82,7 +67,7 @@ def stored(rows: Rows) -> list[int]:
 
 
 def test_a_page_is_stored_and_counted(writer: Writer, rows: Rows) -> None:
-    """Its chats, its counts, and what its number has spent so far."""
+    """Its chat, its counts, and the requests that its number has spent so far."""
     asyncio.run(write(writer, page(1)))
     assert stored(rows) == [1]
     (of_a,) = [row for row in rows(sync_run_numbers) if row["phone_number"] == A]
@@ -90,17 +75,15 @@ def test_a_page_is_stored_and_counted(writer: Writer, rows: Rows) -> None:
     assert of_a["status"] == "running"
 
 
-def test_what_waits_together_is_stored_together(
-    writer: Writer, rows: Rows, commits: list[str]
-) -> None:
-    """A full queue of pages is one transaction."""
+def test_a_full_queue_is_one_transaction(writer: Writer, rows: Rows, commits: list[str]) -> None:
+    """A batch is everything that was queued together."""
     asyncio.run(write(writer, *map(page, range(BATCH))))
     assert stored(rows) == list(range(BATCH))
     assert len(commits) == 1
 
 
-def test_what_is_drained_is_stored_at_once(writer: Writer, rows: Rows, commits: list[str]) -> None:
-    """Who waits for the end does not wait for a batch to gather."""
+def test_a_drain_does_not_wait_for_a_batch(writer: Writer, rows: Rows, commits: list[str]) -> None:
+    """The queued pages are stored at once."""
 
     async def one_by_one() -> None:
         for number in range(3):
@@ -116,7 +99,7 @@ def test_what_is_drained_is_stored_at_once(writer: Writer, rows: Rows, commits: 
 
 
 def test_a_page_alone_is_stored_a_moment_later(writer: Writer, rows: Rows, engine: Engine) -> None:
-    """It does not wait for others to fill its batch, nor for anybody to ask."""
+    """Neither a full batch nor a drain is needed."""
 
     async def until_committed() -> None:
         committed, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -129,7 +112,7 @@ def test_a_page_alone_is_stored_a_moment_later(writer: Writer, rows: Rows, engin
 
 
 def test_a_number_closes_after_its_pages(writer: Writer, rows: Rows) -> None:
-    """In one transaction its last page is stored first, then its end and the end of its lease."""
+    """In one transaction, its pages are stored, then its outcome, and its lease is released."""
     asyncio.run(write(writer, page(1), page(2, B), page(3), DONE))
     of_b, of_a = rows(sync_run_numbers)
     assert [of_a[name] for name in ("status", "pages", "requests")] == ["succeeded", 2, 9]
@@ -137,20 +120,28 @@ def test_a_number_closes_after_its_pages(writer: Writer, rows: Rows) -> None:
     assert [row["first_loaded_at"] for row in rows(phone_numbers)] == [None, NOON]
 
 
-def test_a_closed_number_takes_no_more_pages(writer: Writer, rows: Rows) -> None:
-    """With its end its lease was given back."""
+def test_removals_follow_the_pages_before_them(writer: Writer, rows: Rows) -> None:
+    """A chat that was listed and then found gone is removed, and counted."""
+    gone = Removals(A, gone=(1,), left=(), missing=(), observed_at=minute(1))
+    asyncio.run(write(writer, page(1), page(2), gone))
+    assert [row["removed_at"] for row in rows(chats)] == [minute(1), None]
+    assert [row["chats_removed"] for row in rows(sync_run_numbers)] == [0, 1]
 
-    async def go_on_after_the_end() -> None:
+
+def test_a_closed_number_takes_no_more_pages(writer: Writer, rows: Rows) -> None:
+    """Its lease is released."""
+
+    async def write_after_the_end() -> None:
         await write(writer, DONE)
         with pytest.raises(LeaseLostError):
             await write(writer, page(1))
 
-    asyncio.run(go_on_after_the_end())
+    asyncio.run(write_after_the_end())
     assert stored(rows) == []
 
 
-def test_who_hands_over_waits_while_the_writer_is_behind(writer: Writer) -> None:
-    """No more than a batch gathers in memory."""
+def test_put_waits_while_the_queue_is_full(writer: Writer) -> None:
+    """So that memory holds no more than a batch."""
 
     async def fill() -> bool:
         for number in range(BATCH):
@@ -165,8 +156,8 @@ def test_who_hands_over_waits_while_the_writer_is_behind(writer: Writer) -> None
     assert asyncio.run(fill())
 
 
-def test_a_failing_transaction_ends_it(engine: Engine, writer: Writer, rows: Rows) -> None:
-    """With the error, and with nothing of its batch."""
+def test_a_failed_transaction_ends_the_writer(engine: Engine, writer: Writer, rows: Rows) -> None:
+    """With the error, and without a row of its batch."""
 
     @event.listens_for(engine, "commit")
     def fail(_: Any) -> None:
@@ -178,31 +169,31 @@ def test_a_failing_transaction_ends_it(engine: Engine, writer: Writer, rows: Row
     assert stored(rows) == []
 
 
-def test_another_runs_number_is_not_written(writer: Writer, rows: Rows) -> None:
-    """One page that the run may not write, and its whole batch is refused."""
+def test_a_number_without_a_lease_is_not_written(writer: Writer, rows: Rows) -> None:
+    """One such page, and the whole batch is refused."""
     with pytest.raises(LeaseLostError):
-        asyncio.run(write(writer, page(1), page(2, OURS_NOT)))
+        asyncio.run(write(writer, page(1), page(2, C)))
     assert stored(rows) == []
 
 
 def test_a_stalled_writer_writes_no_more(engine: Engine, writer: Writer, rows: Rows) -> None:
-    """Its lease expired and another run took over: neither its pages nor its verdict count."""
+    """After another run took over its expired lease, neither pages nor an outcome are stored."""
 
-    async def go_on() -> None:
+    async def continue_writing() -> None:
         for item in (page(1), DONE):
             with pytest.raises(LeaseLostError):
                 await write(writer, item)
 
-    start_run(engine, NOON + timedelta(seconds=60))
-    asyncio.run(go_on())
+    start_run(engine, A, B, now=minute(1))
+    asyncio.run(continue_writing())
     assert stored(rows) == []
     assert [row["status"] for row in rows(sync_run_numbers)] == ["abandoned"] * 2 + ["running"] * 2
 
 
-def test_cancelled_it_finishes_the_transaction_in_hand(
+def test_cancellation_waits_for_the_transaction_in_progress(
     engine: Engine, writer: Writer, rows: Rows
 ) -> None:
-    """A page that is being stored when the signal comes is stored; those behind it are not."""
+    """Its page is stored; pages that are still queued are not."""
 
     async def cancel_while_it_waits_for_the_lock() -> None:
         begun, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -62,6 +62,11 @@ _ADVICE: Final = {
     "25006": "it is read-only: connect to the primary, or let the role write",
 }
 _FORBIDDEN: Final = "42501"
+_RIGHTS: Final = {
+    "table": "SELECT, INSERT, UPDATE, DELETE ON",
+    "view": "SELECT ON",
+    "sequence": "USAGE ON SEQUENCE",
+}
 
 
 def create_engine(url: URL) -> Engine:
@@ -107,11 +112,8 @@ def explain(error: BaseException, url: URL) -> str | None:
     role, (kind, _, name) = url.username or "?", message.rpartition(" for ")[2].partition(" ")
     if kind == "schema":
         return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {name} TO {role};"
-    if kind in {"table", "view"}:
-        return (
-            f"Role {role} may not use {kind} {name}. Run: GRANT SELECT, INSERT, UPDATE, DELETE ON "
-            f"{name} TO {role};"
-        )
+    if rights := _RIGHTS.get(kind):
+        return f"Role {role} may not use {kind} {name}. Run: GRANT {rights} {name} TO {role};"
     return f"{message}: grant it to role {role}"
 
 
