@@ -28,6 +28,7 @@ from etl.api.models import Chat, Page
 from etl.cli.main import cli
 from etl.db import schema, tables
 from etl.db.engine import open_engine
+from etl.sync.budget import BoundedFetch
 from etl.sync.seen import ChatIds
 from etl.sync.walk import walk
 
@@ -311,7 +312,7 @@ def _walk_through(move: Callable[[list[str]], str]) -> Iterator[str]:
 
     with ChatIds() as ids:
         api = _Api(move, ids)
-        verdict = asyncio.run(walk(api.fetch, deliver, ids, width=1, max_passes=3))
+        verdict = asyncio.run(walk(BoundedFetch(api.fetch, max_passes=3), deliver, ids, width=1))
     yield "```text"
     yield from api.log
     yield f"         -- {verdict.completeness}: {verdict.distinct} of {verdict.total_count} seen"

@@ -76,6 +76,10 @@ class Database(Struct, frozen=True):
         str, Meta(description='"sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"')
     ] = "sqlite:///linq.db"
     auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
+    patience: Annotated[
+        float,
+        Meta(ge=0, le=3600, description="seconds to wait for a lost database, 0 to 3600"),
+    ] = 60
 
 
 class Sync(Struct, frozen=True):
@@ -89,6 +93,10 @@ class Sync(Struct, frozen=True):
     max_confirmations: Annotated[
         int, Meta(ge=0, description="requests for missing chats, per number and run, 0 or more")
     ] = 2000
+    max_requests: Annotated[
+        Annotated[int, Meta(ge=1, le=10**9)] | None,
+        Meta(description="requests of a whole run, 1 to 1000000000, or leave it out"),
+    ] = None
     lease_seconds: Annotated[
         int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
     ] = 60

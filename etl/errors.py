@@ -65,6 +65,14 @@ class DatabaseError(EtlError):
     kind = "database"
 
 
+class DatabaseUnavailableError(DatabaseError):
+    """Check that the database runs and is not locked: it was unavailable for too long."""
+
+
+class DatabaseConflictError(DatabaseError):
+    """Run it again: another transaction won, several times in a row."""
+
+
 class SchemaError(DatabaseError):
     """Upgrade the schema, or the program."""
 

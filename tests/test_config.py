@@ -91,6 +91,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         all_phone_numbers = true
         max_passes = 1
         max_confirmations = 0
+        max_requests = 500
         lease_seconds = 10
         [log]
         json = true
@@ -112,6 +113,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             all_phone_numbers=True,
             max_passes=1,
             max_confirmations=0,
+            max_requests=500,
             lease_seconds=10,
         ),
         log=Log(json=True),
@@ -246,6 +248,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
             { number = "+13125550101", label = "Typo", token_env = "TOK2" },
         ]
         max_passes = 1.5
+        max_requests = 0
         lease_seconds = 5
         [log]
         json = 3
@@ -274,6 +277,8 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         "sync.lease_seconds: invalid value; expected a whole number of seconds from 10 to 3600",
         "sync.max_passes: invalid value; expected passes over a moving list, "
         "a whole number from 1 to 10",
+        "sync.max_requests: invalid value; expected requests of a whole run, "
+        "1 to 1000000000, or leave it out",
         "sync.phone_numbers, entry 1: that is not a phone number; "
         "write it with country code, e.g. +13343284472",
         f"sync.phone_numbers, entry 3: {a_number}",

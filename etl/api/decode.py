@@ -1,129 +1,220 @@
 """Decode the API's bytes into models, or say why they are no answer.
 
-Together with models.py, the only file that knows the API's field names and error shapes.
+Together with models.py and records.py, the only file that knows the API's field names and error
+shapes.
 """
 
-import json
-import math
 import re
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from codecs import BOM_UTF8
+from datetime import datetime
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
+from msgspec.structs import astuple
 
-from etl.api.models import (
-    EXTRA,
-    Chat,
-    Extra,
-    Handle,
-    Instant,
-    LinqNumber,
-    Page,
-    Rejected,
-    canonical_json,
+from etl.api.models import Chat, LinqNumber, Page, Rejected
+from etl.api.records import (
+    MAX_VALUES,
+    decode_record,
+    exceeded_bound,
+    in_one_step,
+    move_to_utc,
+    parse,
 )
+from etl.api.scan import split_items, split_members
 
-T = TypeVar("T")
+MAX_ROWS: Final = 200  # twice the most that can be asked for; the API may ignore what was asked
+MAX_NUMBERS: Final = 10_000
+MAX_COUNT: Final = 2**53
+_MAX_MEMBERS: Final = 100
+_MAX_ERROR: Final = 64 * 1024
+
+_Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
 
 class BadAnswerError(Exception):
     """Not an answer to this request: HTML, truncated, of another shape or for another page."""
 
 
+class EmptyPageError(BadAnswerError):
+    """A page without rows that `meta` counts among the pages; `page` is that page."""
+
+    def __init__(self, reason: str, page: Page) -> None:
+        super().__init__(reason)
+        self.page = page
+
+
 class _WireMeta(Struct):
-    page: int | None = None
-    total_pages: Annotated[int, Meta(ge=0)] | None = None
-    total_count: Annotated[int, Meta(ge=0)] | None = None
-    per_page: Annotated[int, Meta(ge=1)] | None = None
-
-
-class _WirePage(Struct):
-    data: list[Any]
-    meta: _WireMeta | None = None
+    page: _Count | None = None
+    total_pages: _Count | None = None
+    total_count: _Count | None = None
+    per_page: _Count | None = None
 
 
 class _PlainPage(Struct):
-    data: tuple[Chat, ...]
+    data: Annotated[tuple[Chat, ...], Meta(max_length=MAX_ROWS)]
     meta: _WireMeta | None = None
 
 
-class _WireSingle(Struct):
-    data: dict[str, Any]
+class _PhoneNumbers(Struct):
+    phone_numbers: Annotated[list[LinqNumber], Meta(max_length=MAX_NUMBERS)]
 
 
-class _WirePhoneNumbers(Struct):
-    phone_numbers: list[LinqNumber]
-
-
-_TOO_DEEP = "JSON that is nested too deeply"
-_CHAT_FIELDS = frozenset(Chat.__struct_encode_fields__) - {EXTRA}
-_HANDLE_FIELDS = frozenset(Handle.__struct_encode_fields__) - {EXTRA}
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_UNSTORABLE_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# The bytes of each row. A list would have to be built whole before it could be called too long.
+_RawRows = msgspec.defstruct(
+    "_RawRows",
+    [(f"row_{number}", Raw, None) for number in range(MAX_ROWS)],
+    array_like=True,
+    forbid_unknown_fields=True,
+)
+_RawPage = msgspec.defstruct("_RawPage", [("data", _RawRows), ("meta", Raw, Raw(b"null"))])
 
 
 def decode_page(body: bytes, page_number: int, observed_at: datetime) -> Page:
     """Decode the answer to List Chats for this page. Raises BadAnswerError."""
-    plain = _plain_page(body)
-    if plain:
-        records: list[Chat | Rejected] = []
-        meta, chats, cleaned = plain.meta, plain.data, 0
-    else:
-        document, cleaned = _json(body)
-        wire = _convert(document, _WirePage)
-        records = [_record(item) for item in wire.data]
-        meta, chats = wire.meta, tuple(record for record in records if isinstance(record, Chat))
-    meta = meta or _WireMeta()
+    records = _plain_records(body) or _tolerant_records(body)
+    meta, rows = records.meta, len(records.chats) + len(records.rejected)
     if meta.page not in (None, page_number):
         raise BadAnswerError(f"an answer for page {meta.page} to a request for page {page_number}")
-    rows = len(records or chats)
-    total_count, last_page = _extent(meta, page_number, rows=rows)
-    return Page(
+    extent = _extent(meta, page_number, rows=rows)
+    page = Page(
         page_number=page_number,
         per_page=meta.per_page or rows,
-        total_count=total_count,
-        last_page=last_page,
-        chats=chats,
-        rejected=tuple(record for record in records if isinstance(record, Rejected)),
-        texts_cleaned=cleaned,
+        total_count=extent.total_count,
+        last_page=extent.last_page,
+        chats=records.chats,
+        rejected=records.rejected,
+        texts_cleaned=records.texts_cleaned,
         observed_at=observed_at,
+        # Python stores each character of a text in 4 bytes if one of them needs as many.
+        size=len(body) if body.isascii() else 4 * len(body),
+        is_gap=extent.is_gap,
+    )
+    if page.is_gap:
+        raise EmptyPageError(f"an empty page {page_number} of {extent.full_pages}", page)
+    return page
+
+
+class _Records(NamedTuple):
+    meta: _WireMeta
+    chats: tuple[Chat, ...]
+    rejected: tuple[Rejected, ...] = ()
+    texts_cleaned: int = 0
+
+
+def _plain_records(body: bytes) -> _Records | None:
+    """Decode the whole page in one step."""
+    if len(body) > MAX_VALUES and body.count(b",") > MAX_VALUES:
+        return None
+    page = in_one_step(_decode_plain_page, body)
+    if page is None or not move_to_utc(page.data):
+        return None
+    return _Records(page.meta or _WireMeta(), page.data)
+
+
+def _tolerant_records(body: bytes) -> _Records:
+    """Decode record by record, so that none can spoil another."""
+    try:
+        rows, meta = _split_page(body.removeprefix(BOM_UTF8))
+        records = [decode_record(row) for row in rows]
+    except ValueError:
+        _refuse_as_no_json()
+    chats = tuple(record for record, _ in records if isinstance(record, Chat))
+    if (participants := sum(len(chat.handles or ()) for chat in chats)) > MAX_VALUES:
+        raise BadAnswerError(f"a page with {participants} participants; lower api.per_page")
+    return _Records(
+        _meta(meta),
+        chats,
+        tuple(record for record, _ in records if isinstance(record, Rejected)),
+        sum(cleaned for _, cleaned in records),
     )
 
 
-def _plain_page(body: bytes) -> _PlainPage | None:
-    """Decode the page in one step; None if it needs cleaning, `extra` or rejections."""
-    if _UNSTORABLE_ESCAPE.search(body):
-        return None
+def _split_page(body: bytes) -> tuple[list[bytes], bytes]:
+    """The bytes of each row, and those of `meta`."""
     try:
-        return _decode_plain_page(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        rows, meta = astuple(_decode_raw_page(body))
+        return [bytes(row) for row in astuple(rows) if row is not None], bytes(meta)
+    except msgspec.ValidationError as error:
+        raise BadAnswerError(f"JSON of another shape ({error})") from None
+    except (msgspec.DecodeError, RecursionError):
+        members = _members(body, "data")
+        return split_items(members["data"], MAX_ROWS), members.get("meta", b"null")
 
 
-def _extent(meta: _WireMeta, page_number: int, *, rows: int) -> tuple[int | None, int | None]:
-    """Length of the list and its last page; None where `meta` is silent or contradicts the rows."""
+def _members(body: bytes, name: str) -> dict[str, bytes]:
+    """The members of the answer, `name` among them. Raises ValueError if it is not JSON."""
+    members = split_members(body, _MAX_MEMBERS)
+    if name not in members:
+        raise BadAnswerError(f"JSON of another shape (missing `{name}`)")
+    return members
+
+
+def _parse(text: bytes) -> Any:
+    if reason := exceeded_bound(text):
+        raise BadAnswerError(f"an answer that is too large ({reason})")
+    try:
+        return parse(text)[0]
+    except ValueError:
+        _refuse_as_no_json()
+
+
+def _refuse_as_no_json() -> NoReturn:
+    raise BadAnswerError("an answer that is not JSON, or is cut short") from None
+
+
+def _meta(text: bytes) -> _WireMeta:
+    found = _parse(text)
+    if found is None:
+        return _WireMeta()
+    if not isinstance(found, dict):
+        raise BadAnswerError("JSON of another shape (`meta` is no object)")
+    return _WireMeta(**{name: _count(found.get(name)) for name in _WireMeta.__struct_fields__})
+
+
+def _count(value: Any) -> int | None:
+    """A number that `meta` may say, also as `5.0` or `"5"`; None for anything else."""
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value)):
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else None
+
+
+class _Extent(NamedTuple):
+    """Length of the list and its last page, None if unknown; `full_pages` have rows."""
+
+    total_count: int | None = None
+    last_page: int | None = None
+    full_pages: int | None = None
+    is_gap: bool = False
+
+
+def _extent(meta: _WireMeta, page_number: int, *, rows: int) -> _Extent:
+    """What `meta` says, unless it contradicts the rows."""
     too_short = meta.total_count is not None and rows > meta.total_count
     if too_short or (rows and meta.total_pages == 0):
-        return None, None
+        return _Extent()
     last_page = full_pages = meta.total_pages
     if meta.total_count is not None:
         # Pages may be shorter than the reported `per_page`, so the larger page count is used; no
         # page is empty, so there are at most `total_count` of them.
-        by_count = math.ceil(meta.total_count / meta.per_page) if meta.per_page else 0
+        by_count = -(-meta.total_count // meta.per_page) if meta.per_page else 0
         last_page = min(max(last_page or 0, by_count), meta.total_count) or None
         full_pages = by_count or last_page
-    if rows == 0 and full_pages is not None and page_number <= full_pages:
-        raise BadAnswerError(f"an empty page {page_number} of {full_pages}")
+    is_gap = rows == 0 and full_pages is not None and page_number <= full_pages
     unknown = last_page is None and meta.total_count is None
-    return meta.total_count, None if unknown else last_page or 1
+    return _Extent(meta.total_count, None if unknown else last_page or 1, full_pages, is_gap)
 
 
 def decode_chat(body: bytes, chat_id: int) -> Chat | Rejected:
     """Decode the answer to Get Chat for this chat. Raises BadAnswerError."""
-    document, _ = _json(body)
-    record = _record(_convert(document, _WireSingle).data)
+    try:
+        data = _members(body.removeprefix(BOM_UTF8), "data")["data"].strip()
+        record = decode_record(data)[0] if data.startswith(b"{") else None
+    except ValueError:
+        _refuse_as_no_json()
+    if record is None:
+        raise BadAnswerError("JSON of another shape (`data` is no object)")
     if record.id not in (None, chat_id):
         raise BadAnswerError("an answer for another chat")
     return record
@@ -131,124 +222,31 @@ def decode_chat(body: bytes, chat_id: int) -> Chat | Rejected:
 
 def decode_phone_numbers(body: bytes) -> tuple[LinqNumber, ...]:
     """Decode the answer to List Phone Numbers. Raises BadAnswerError."""
-    document, _ = _json(body)
-    return tuple(_convert(document, _WirePhoneNumbers).phone_numbers)
-
-
-def _convert(document: Any, shape: type[T]) -> T:
+    plain = in_one_step(_decode_phone_numbers, body)
+    if plain:
+        return tuple(plain.phone_numbers)
     try:
-        return msgspec.convert(document, shape, strict=False)
+        members = _members(body.removeprefix(BOM_UTF8), "phone_numbers")
+        items = [_parse(item) for item in split_items(members["phone_numbers"], MAX_NUMBERS)]
+        return msgspec.convert(items, tuple[LinqNumber, ...])
     except msgspec.ValidationError as error:
         raise BadAnswerError(f"JSON of another shape ({error})") from None
-
-
-def _json(body: bytes) -> tuple[Any, int]:
-    """Parse, replace what a database cannot hold, and count the texts changed."""
-    try:
-        document = msgspec.json.decode(body)
-        dirty = bool(_UNSTORABLE_ESCAPE.search(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        document, dirty = _lenient_json(body), True
-    try:
-        return _clean(document) if dirty else (document, 0)
-    except RecursionError:
-        raise BadAnswerError(_TOO_DEEP) from None
-
-
-def _lenient_json(body: bytes) -> Any:
-    """Parse what msgspec refuses: lone surrogates, invalid UTF-8, numbers beyond a float."""
-    try:
-        return json.loads(
-            body.decode("utf-8-sig", "surrogateescape"),
-            strict=False,
-            parse_float=_finite,
-            parse_int=_integer,
-            parse_constant=str,
-        )
-    except (ValueError, RecursionError):
-        raise BadAnswerError("an answer that is not JSON, or is cut short") from None
-
-
-def _finite(text: str) -> float | str:
-    return number if math.isfinite(number := float(text)) else text
-
-
-def _integer(text: str) -> int | str:
-    # int() refuses longer ones. As a text, it fails the type check of an id or a count.
-    return int(text) if len(text) < 4000 else text
-
-
-def _clean(value: Any) -> tuple[Any, int]:
-    if isinstance(value, str):
-        text, found = _UNSTORABLE.subn("\ufffd", value)
-        return text, min(found, 1)
-    if isinstance(value, list):
-        items = [_clean(item) for item in value]
-        return [item for item, _ in items], sum(count for _, count in items)
-    if isinstance(value, dict):
-        pairs = [(_clean(key), _clean(item)) for key, item in value.items()]
-        return {k: v for (k, _), (v, _) in pairs}, sum(n + m for (_, n), (_, m) in pairs)
-    return value, 0
-
-
-def _record(item: Any) -> Chat | Rejected:
-    try:
-        return _chat(item)
-    except RecursionError:
-        raise BadAnswerError(_TOO_DEEP) from None
-    except ValueError as error:
-        chat_id = item.get("id") if isinstance(item, dict) else None
-        known = type(chat_id) is int and -(2**63) <= chat_id < 2**63
-        return Rejected(chat_id if known else None, str(error), canonical_json(item))
-
-
-def _chat(item: Any) -> Chat:
-    record = _fold_unknown(item, _CHAT_FIELDS)
-    if isinstance(record, dict) and isinstance(handles := record.get("chat_handles"), list):
-        # Copied, because a rejected record is stored as it was sent.
-        record = {**record, "chat_handles": [_fold_unknown(h, _HANDLE_FIELDS) for h in handles]}
-    return msgspec.convert(record, Chat, dec_hook=_convert_value)
-
-
-def _fold_unknown(record: Any, fields: frozenset[str]) -> Any:
-    """Move the fields that this version does not know into one canonical text."""
-    if not isinstance(record, dict) or record.keys() <= fields:
-        return record
-    unknown = {name: record[name] for name in record.keys() - fields}
-    known = {name: value for name, value in record.items() if name in fields}
-    return known | {EXTRA: Extra(canonical_json(unknown))}
-
-
-def _convert_value(kind: type, value: Any) -> Instant | Extra:
-    """Parse times for msgspec; refuse an `extra` that was not made by `_fold_unknown`."""
-    if kind is Instant and isinstance(value, str):
-        return _utc(value)
-    if isinstance(value, Extra):
-        return value
-    raise TypeError("Not a text")
-
-
-@lru_cache(maxsize=1024)  # The participants of a chat have mostly joined at the same time.
-def _utc(text: str) -> Instant:
-    """Parse an ISO 8601 time with any offset and fraction; without an offset it is UTC."""
-    try:
-        moment = Instant.fromisoformat(text.strip().upper())
-        instant = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        # The parser's own message repeats the text.
-        raise ValueError("Not a time") from None
-    instant.text = instant.isoformat()
-    return instant
-
-
-_decode_plain_page = msgspec.json.Decoder(_PlainPage, dec_hook=_convert_value).decode
+    except ValueError:
+        _refuse_as_no_json()
 
 
 def error_code(body: bytes) -> str | None:
     """The code of the first error in the body, if it is a short name and not free text."""
+    if len(body) > _MAX_ERROR:
+        return None
     try:
-        code = _json(body)[0]["errors"][0]["code"]
+        code = _parse(body.removeprefix(BOM_UTF8))["errors"][0]["code"]
     except (BadAnswerError, LookupError, TypeError):
         return None
     safe = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code)
     return code if safe else None
+
+
+_decode_plain_page = msgspec.json.Decoder(_PlainPage).decode
+_decode_raw_page = msgspec.json.Decoder(_RawPage).decode
+_decode_phone_numbers = msgspec.json.Decoder(_PhoneNumbers).decode

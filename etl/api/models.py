@@ -6,80 +6,78 @@ Fields are named as in the API, except where `field(name=...)` holds the API's o
 import json
 from datetime import datetime
 from hashlib import blake2b
-from operator import attrgetter
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-
-class Instant(datetime):
-    """A time in UTC; `text` is the same in ISO 8601."""
-
-    text: str
-
-
-class Extra(str):
-    """The fields that this version does not know, as canonical JSON."""
-
-    __slots__ = ()
-
-    @property
-    def text(self) -> str:
-        """The same as a plain str: msgspec encodes no subclass of it."""
-        return str(self)
-
+MAX_TEXT: Final = 2**20  # characters, not bytes, like every bound of a text here
+MAX_PARTICIPANT: Final = 255
 
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-EXTRA = "what linq-etl does not know"  # the key of `extra`, beside the API's field names
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Participant = Annotated[str, Meta(max_length=MAX_PARTICIPANT)]
+
+# The key of `extra` beside the API's field names: a code point that is no character. decode.py
+# takes no answer that holds it for a plain one, so it cannot collide with a key of the API.
+EXTRA: Final = "\U0010ffff"
 
 
 class Handle(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A participant. A field that the API left out is UNSET; one that it sent as null is None."""
+    """A participant. A field that the API left out is UNSET; one that it sent as null is None.
+
+    `joined_at` is in UTC. `extra` holds the fields that this version does not know, as canonical
+    JSON.
+    """
 
     id: Id
-    phone_number: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
-    joined_at: Instant | UnsetType | None = UNSET
-    extra: Extra | None = field(default=None, name=EXTRA)
+    phone_number: Participant | UnsetType | None = UNSET
+    service: Text | UnsetType | None = UNSET
+    joined_at: datetime | UnsetType | None = UNSET
+    extra: str | None = field(default=None, name=EXTRA)
 
 
 class Chat(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    """A chat; UNSET as in Handle. `handles` is None if the API sent no list of participants."""
+    """A chat; UNSET and `extra` as in Handle. `handles` is None if the API sent no participants."""
 
     id: Id
-    display_name: str | UnsetType | None = UNSET
-    service: str | UnsetType | None = UNSET
+    display_name: Text | UnsetType | None = UNSET
+    service: Text | UnsetType | None = UNSET
     is_group: bool | UnsetType | None = field(default=UNSET, name="group")
     message_count: Id | UnsetType | None = UNSET
-    extra: Extra | None = field(default=None, name=EXTRA)
+    extra: str | None = field(default=None, name=EXTRA)
     handles: tuple[Handle, ...] | None = field(default=None, name="chat_handles")
 
     @property
     def digest(self) -> int:
         """Hash of the whole content, a signed 64-bit integer."""
-        return int.from_bytes(blake2b(_encode(self), digest_size=8).digest(), signed=True)
+        return hash64(_encode(self))
 
 
 class Rejected(Struct, frozen=True):
-    """A record that cannot be stored as a chat; `payload` is its canonical JSON."""
+    """A record that cannot be stored as a chat.
+
+    `payload` is its canonical JSON, or `{"truncated": true, "head": ...}` if that would be too
+    long; `digest` is a hash of the whole record.
+    """
 
     id: int | None
     reason: str
     payload: str
+    digest: int
 
     @property
     def key(self) -> int:
-        """The id, else a negative number computed from the payload."""
-        if self.id is not None:
-            return self.id
-        return ~int.from_bytes(blake2b(self.payload.encode(), digest_size=7).digest())
+        """The id, else a negative number computed from the whole record."""
+        return self.id if self.id is not None else ~(self.digest & (2**56 - 1))
 
 
 class Page(Struct, frozen=True):
     """One page of a number's list, requested at `observed_at`.
 
     `total_count` and `last_page` are None if the API sent neither or contradicted its own rows.
+    `size` bounds the bytes that the texts take in memory. A gap is a page without rows that the API
+    counts among its pages.
     """
 
     page_number: int
@@ -90,6 +88,8 @@ class Page(Struct, frozen=True):
     rejected: tuple[Rejected, ...]
     texts_cleaned: int
     observed_at: datetime
+    size: int
+    is_gap: bool = False
 
     @property
     def ids(self) -> list[int]:
@@ -100,8 +100,8 @@ class Page(Struct, frozen=True):
 class LinqNumber(Struct, frozen=True):
     """A phone number that a token reaches, as the API writes it."""
 
-    phone_number: str
-    forwarding_number: str | None = None
+    phone_number: Participant
+    forwarding_number: Participant | None = None
 
 
 class ApiUsage(Struct, frozen=True):
@@ -119,7 +119,12 @@ class ApiUsage(Struct, frozen=True):
         )
 
 
-_encode = msgspec.json.Encoder(enc_hook=attrgetter("text")).encode
+_encode = msgspec.json.Encoder().encode
+
+
+def hash64(content: bytes) -> int:
+    """A signed 64-bit hash, the same in every process."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True)
 
 
 def canonical_json(value: Any) -> str:

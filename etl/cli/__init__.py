@@ -1,5 +1,13 @@
 """The command line: what people type and see."""
 
-from etl.cli.main import main
+import signal
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the process's command line and exit."""
+    # Ctrl-C shows no traceback, even while Python still imports the program.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from etl.cli.main import main as run_and_exit
+
+    run_and_exit()

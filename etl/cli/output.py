@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from etl.cli.streams import lost_output
 from etl.phone import shortened
 
 if TYPE_CHECKING:
@@ -46,25 +46,31 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 
 def print_error(message: str) -> None:
     """Print a line for the operator on stderr."""
-    click.echo(f"linq-etl: {message}", err=True)
+    sys.stderr.write(f"linq-etl: {message}\n")
+    sys.stderr.flush()
 
 
 def print_text(text: str) -> None:
-    """Print on stdout; a pipe that its reader has closed is no error."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        discard_stdout()
+    """Print on stdout."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
-def discard_stdout() -> None:
-    """Drop further output, and the rest of the buffer, which Python would flush at exit."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+def report_lost_output() -> bool:
+    """Print an error if stdout did not take what was printed; return whether it did not."""
+    if reason := lost_output():
+        print_error(f"Cannot write the output: {reason}.")
+    return bool(reason)
 
 
 def print_json(value: Any) -> None:
     """Print data for machines: times in ISO 8601, time spans in seconds."""
-    print_text(json.dumps(value, default=_json_value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, default=_json_value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=_json_value, indent=2)
+    print_text(text)
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:

@@ -1,24 +1,17 @@
-"""Open the database, begin transactions, and turn database errors into messages.
+"""Open the database, begin transactions, and turn database errors into ours."""
 
-Writing transactions run one at a time, under SQLite's own lock or PostgreSQL's advisory lock: two
-runs can share chats without a deadlock, and the rows that a transaction has compared do not change
-before it writes.
-"""
-
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from etl.db.backends import backend, backend_of_url
-from etl.errors import DatabaseError
+from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 
-T = TypeVar("T")
+_ERRORS = {"conflict": DatabaseConflictError, "unavailable": DatabaseUnavailableError}
 
 
 def open_engine(url: str) -> Engine:
@@ -32,40 +25,25 @@ def open_engine(url: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads and does not wait for writers."""
+    """A transaction that only reads and does not wait for writers.
+
+    Raises DatabaseError for every error of the database; DatabaseUnavailableError or
+    DatabaseConflictError where the transaction may succeed if it is repeated.
+    """
     with _translated(engine), engine.connect().execution_options(read_only=True) as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """A writing transaction: committed at the end, rolled back on an error.
+def writing(engine: Engine, run_id: int | None = None) -> Iterator[Connection]:
+    """A transaction that writes: committed at the end, rolled back on an error.
 
-    Raises DatabaseError for every error of the database.
+    The server shows it as `linq-etl/RUN`. Raises as `reading`.
     """
+    name = f"linq-etl/{run_id}" if run_id is not None else "linq-etl"
     with _translated(engine), engine.begin() as connection:
-        backend(connection.dialect).begin_writing(connection)
+        backend(connection.dialect).begin_writing(connection, name)
         yield connection
-
-
-async def in_transaction(engine: Engine, function: Callable[[Connection], T]) -> T:
-    """Call `function` in a writing transaction, in another thread."""
-
-    def transact() -> T:
-        with writing(engine) as connection:
-            return function(connection)
-
-    return await asyncio.to_thread(transact)
-
-
-async def in_reading(engine: Engine, function: Callable[[Connection], T]) -> T:
-    """Call `function` in a reading transaction, in another thread."""
-
-    def read() -> T:
-        with reading(engine) as connection:
-            return function(connection)
-
-    return await asyncio.to_thread(read)
 
 
 def database_clock(engine: Engine) -> Callable[[], datetime]:
@@ -88,16 +66,17 @@ def _now() -> datetime:
 
 @contextmanager
 def _translated(engine: Engine) -> Iterator[None]:
-    driver = engine.dialect.loaded_dbapi
+    database, driver = backend(engine.dialect), engine.dialect.loaded_dbapi
     try:
         yield
     except (SQLAlchemyError, driver.Error) as error:  # COPY bypasses SQLAlchemy
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        reason = backend(engine.dialect).explain(cause, engine.url)
+        reason = database.explain(cause, engine.url)
         if reason is None:
             operational = isinstance(error, (OperationalError, driver.OperationalError))
             reason = _reason(cause, operational=operational)
-        raise DatabaseError(f"{reason} ({describe(engine)})") from error
+        kind = _ERRORS.get(database.outage(cause) or "", DatabaseError)
+        raise kind(f"{reason} ({describe(engine)})") from error
 
 
 def _reason(cause: BaseException, *, operational: bool) -> str:

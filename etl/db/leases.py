@@ -1,8 +1,10 @@
 """Which run may write which number: a lease is a row that names a live run.
 
 A run's heartbeat renews its expiry. A run is dead when it has expired, or when its process has
-ended on the same machine. The next run closes it as abandoned, which voids its leases: if its
-process was only stalled, its next write fails.
+ended on the same machine. Another run closes it as abandoned, which deletes its fence: if its
+process was only stalled, its next batch fails, because each batch writes to the fence first. A
+lease that is only read would not stop it, neither after a pause between two statements nor on
+another node of a cluster.
 """
 
 import os
@@ -11,11 +13,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
-from etl.db.tables import number_leases, sync_runs
+from etl.db.tables import number_leases, run_fences, sync_runs
 from etl.errors import LeaseLostError
 
+WRITERS: Final = 0  # the fence of no run: the writers' lock
+LONGEST_LEASE: Final = timedelta(hours=1)  # sync.lease_seconds allows no longer one
 _PROC: Final = Path("/proc")
 
 
@@ -58,13 +62,68 @@ def dead_runs(connection: Connection, now: datetime) -> list[int]:
             sync_runs.c.status == "running"
         )
     )
-    return [row.id for row in running if row.lease_expires_at <= now or is_dead(row.owner)]
+    # No lease is that long: the clock was wrong when this one was written.
+    impossible = now + LONGEST_LEASE
+    return [
+        row.id
+        for row in running
+        if not now < row.lease_expires_at <= impossible or is_dead(row.owner)
+    ]
+
+
+def lock_writers(connection: Connection) -> None:
+    """Wait until no other data transaction is open, and keep others waiting until this one ends."""
+    if not _move(connection, run_fences.c.run_id == WRITERS):
+        connection.execute(insert(run_fences), {"run_id": WRITERS, "fence": 0})
+
+
+def open_fence(connection: Connection, run_id: int) -> None:
+    """Let the run write."""
+    connection.execute(insert(run_fences), {"run_id": run_id, "fence": 0})
+
+
+def move_fence(connection: Connection, run_id: int, batch: int) -> bool:
+    """Move the run's fence to its batch, counted from 1; False if it was committed before.
+
+    Raises LeaseLostError if another run has closed this one.
+    """
+    mine = run_fences.c.run_id == run_id
+    if _move(connection, and_(mine, run_fences.c.fence == batch - 1)):
+        return True
+    fence = connection.execute(select(run_fences.c.fence).where(mine)).scalar()
+    if fence is None:
+        raise LeaseLostError(_LOST)
+    return False
+
+
+def close_fence(connection: Connection, run_id: int) -> None:
+    """Keep the run from writing; waits for a batch that it is writing now."""
+    connection.execute(delete(run_fences).where(run_fences.c.run_id == run_id))
+
+
+def is_writing(connection: Connection, run_id: int) -> bool:
+    """Whether a batch of the run is being written, or was left open by a stalled process.
+
+    If not, the run's fence stays locked for this transaction.
+    """
+    fence = select(run_fences.c.run_id).where(run_fences.c.run_id == run_id)
+    if connection.execute(fence.with_for_update(skip_locked=True)).first():
+        return False
+    return connection.execute(fence).first() is not None
+
+
+def _move(connection: Connection, which: ColumnElement[bool]) -> bool:
+    moved = update(run_fences).where(which).values(fence=run_fences.c.fence + 1)
+    return connection.execute(moved).rowcount > 0
 
 
 def take(
     connection: Connection, run_id: int, wanted: Collection[str]
 ) -> dict[str, Row[tuple[object, ...]]]:
-    """Lease the free numbers to the run; return the row of the run that holds each other number."""
+    """Lease the free numbers to the run; return the row of the run that holds each other number.
+
+    A number that the run holds already is no other number.
+    """
     held = {
         row.phone_number: row
         for row in connection.execute(
@@ -76,7 +135,7 @@ def take(
     free = [{"phone_number": n, "run_id": run_id} for n in wanted if n not in held]
     if free:
         connection.execute(insert(number_leases), free)
-    return held
+    return {number: row for number, row in held.items() if row.id != run_id}
 
 
 def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
@@ -93,16 +152,12 @@ def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
 def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> None:
     """Raise LeaseLostError unless the run holds a lease on every number.
 
-    Writing transactions run one at a time, so the leases hold until this one ends.
+    The run's fence must have been moved before: then no other run closes this one meanwhile.
     """
     wanted = set(numbers)
     held = connection.execute(
-        select(func.count())
-        .select_from(number_leases.join(sync_runs))
-        .where(
-            sync_runs.c.id == run_id,
-            sync_runs.c.status == "running",
-            number_leases.c.phone_number.in_(wanted),
+        select(func.count()).where(
+            number_leases.c.run_id == run_id, number_leases.c.phone_number.in_(wanted)
         )
     ).scalar_one()
     if held != len(wanted):

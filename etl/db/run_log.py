@@ -106,9 +106,7 @@ class LastWalk:
 
 
 def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
-    """Close dead runs as abandoned, write this run's row and return its id."""
-    for dead in leases.dead_runs(connection, now):
-        finish(connection, dead, RunOutcome("abandoned", error_detail="its process ended"), now)
+    """Write this run's row, unless it is there, and return its id."""
     row = {
         "command": command,
         "status": "running",
@@ -120,14 +118,36 @@ def start(connection: Connection, command: str, *, now: datetime, lease_seconds:
         "numbers_total": 0,
         "numbers_failed": 0,
     }
-    run_id: int = connection.execute(insert(sync_runs).returning(sync_runs.c.id), row).scalar_one()
+    same = [sync_runs.c[name] == row[name] for name in ("status", "owner", "host", "started_at")]
+    run_id: int | None = connection.execute(select(sync_runs.c.id).where(*same)).scalar()
+    if run_id is None:
+        run_id = _insert_run(connection, row)
+        leases.open_fence(connection, run_id)
     return run_id
+
+
+def _insert_run(connection: Connection, row: Record) -> int:
+    keys = connection.execute(insert(sync_runs), row).inserted_primary_key
+    assert keys  # noqa: S101  # one row was inserted
+    run_id: int = keys[0]
+    return run_id
+
+
+def abandon(connection: Connection, run_id: int, now: datetime) -> bool:
+    """Close a dead run, unless its process left a batch open; return whether it is closed."""
+    if leases.is_writing(connection, run_id):
+        return False
+    finish(connection, run_id, RunOutcome("abandoned", error_detail="its process ended"), now)
+    return True
 
 
 def claim(
     connection: Connection, run_id: int, numbers: Sequence[PhoneNumber], now: datetime
 ) -> Claim:
-    """Write a row for each number and lease the free ones to the run."""
+    """Write a row for each number and lease the free ones to the run.
+
+    Writes nothing the second time.
+    """
     loaded = _remember_numbers(connection, numbers, now)
     wanted = [number.e164 for number in numbers]
     holders = leases.take(connection, run_id, wanted)
@@ -137,8 +157,10 @@ def claim(
     failed = [
         {"run_id": run_id, "phone_number": n, **_as_busy(holder, now)} for n, holder in busy.items()
     ]
-    for rows in filter(None, (started, failed)):
-        connection.execute(insert(sync_run_numbers), rows)
+    of_run = select(sync_run_numbers.c.phone_number).where(sync_run_numbers.c.run_id == run_id)
+    if connection.execute(of_run.limit(1)).first() is None:
+        for rows in filter(None, (started, failed)):
+            connection.execute(insert(sync_run_numbers), rows)
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
@@ -232,6 +254,7 @@ def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: dateti
     Numbers that are still running end as `interrupted` or `abandoned` with their run, else as
     `failed`.
     """
+    leases.close_fence(connection, run_id)
     numbers = sync_run_numbers
     of_run = numbers.c.run_id == run_id
     cause = {"error_kind": outcome.error_kind, "error_detail": outcome.error_detail}

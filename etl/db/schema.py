@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select
 
+from etl.db.backends import backend
 from etl.db.engine import reading, writing
 from etl.db.tables import REVISION, VERSION_TABLE
 from etl.errors import SchemaError
@@ -102,6 +103,7 @@ def differences(engine: Engine) -> str | None:
 def _migrating(engine: Engine) -> Iterator["Config"]:
     """An Alembic configuration whose commands run in one writing transaction."""
     with writing(engine) as connection:
+        backend(connection.dialect).begin_migrating(connection)
         ensure_known(_revision(connection))
         config = _config()
         config.attributes["connection"] = connection

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -17,7 +18,7 @@ from sqlalchemy import (
     Text,
 )
 
-from etl.db.types import BigKey, Json, UtcDateTime
+from etl.db.types import BigKey, Json, JsonText, UtcDateTime
 
 Status = Literal["running", "succeeded", "partial", "failed", "interrupted", "abandoned"]
 Completeness = Literal["proved", "consistent", "unproved"]
@@ -47,7 +48,7 @@ metadata = MetaData(
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0006_baseline"
+REVISION: Final = "0008_api_pace"
 
 COUNTS: Final = {
     "requests": "HTTP requests sent, including retries.",
@@ -153,9 +154,7 @@ chat_handles = Table(
         UtcDateTime,
         comment="When the chat was first read without this participant. Null while present.",
     ),
-    # A B-tree rejects texts longer than about 2,700 bytes. A hash index slows down with every row
-    # of the same value, and a configured number can be a participant of all its chats.
-    Index(None, "phone_number", postgresql_using="spgist"),
+    Index(None, "phone_number"),
     sqlite_with_rowid=False,
     comment="One row per participant of a chat. Rows are never deleted.",
 )
@@ -306,6 +305,32 @@ number_leases = Table(
     comment="Internal: which run holds which number.",
 )
 
+# No foreign key to sync_runs: a lock on the run's row would make its heartbeat wait for its batch.
+run_fences = Table(
+    "run_fences",
+    metadata,
+    Column(
+        "run_id",
+        BigKey,
+        primary_key=True,
+        autoincrement=False,
+        comment="A run that is not closed; 0 is the lock that lets one run write at a time.",
+    ),
+    Column("fence", BigInteger, nullable=False, comment="Batches that the run has committed."),
+    comment="Internal: each batch moves its run's fence, which fails once the run is closed.",
+)
+
+api_pace = Table(
+    "api_pace",
+    metadata,
+    Column("token", Text, primary_key=True, comment="Fingerprint of the token, not the token."),
+    Column(
+        "requests_per_second", Float, nullable=False, comment="The rate that the API last allowed."
+    ),
+    Column("observed_at", UtcDateTime, nullable=False, comment="When the rate was observed."),
+    comment="Internal: where the next run's request rate starts.",
+)
+
 rejected_records = Table(
     "rejected_records",
     metadata,
@@ -315,13 +340,19 @@ rejected_records = Table(
         BigKey,
         ForeignKey(sync_runs.c.id),
         nullable=False,
-        index=True,
         comment="The run that read the record.",
     ),
     Column("phone_number", Text, comment="The configured number whose list held the record."),
     Column("page", Integer, comment="Its page of the list. Null if it was requested by its id."),
     Column("reason", Text, nullable=False, comment="What is wrong with the record, and where."),
-    Column("payload", Json, comment="The record as the API sent it."),
+    Column("payload", JsonText, comment="The record as the API sent it, as JSON."),
+    Column(
+        "digest",
+        BigInteger,
+        nullable=False,
+        comment="Internal: hash of the record, which is stored once per run.",
+    ),
+    Index(None, "run_id", "digest"),
     comment="Records from the API that could not be stored.",
 )
 

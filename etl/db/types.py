@@ -1,9 +1,10 @@
 """Column types whose database type each backend chooses."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, TypeDecorator
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, Text, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
 from etl.db.backends import backend
@@ -33,6 +34,16 @@ class BigKey(TypeDecorator[int]):
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(backend(dialect).KEY_TYPE)
+
+
+class JsonText(TypeDecorator[Any]):
+    """JSON in a text column, which keeps it exactly: written as text, read as values."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return None if value is None else json.loads(value)
 
 
 class Json(TypeDecorator[Any]):

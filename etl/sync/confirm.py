@@ -15,8 +15,10 @@ from etl.errors import (
     RequestRefusedError,
     TokenRefusedError,
 )
+from etl.sync.budget import BudgetSpentError
 
 GetChat = Callable[[int], Awaitable[Chat | Rejected | None]]
+Refresh = Callable[[Chat], Awaitable[None]]
 
 SUSPICIOUS_COUNT = 10
 SUSPICIOUS_SHARE = 0.1
@@ -24,10 +26,10 @@ SUSPICIOUS_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Confirmations:
-    """The chats of which the API gave a clear answer: gone by id, alive with their current data."""
+    """The ids of the chats of which the API gave a clear answer."""
 
     gone: tuple[int, ...]
-    alive: tuple[Chat, ...]
+    alive: tuple[int, ...]
 
 
 def suspicious(removed: int, known: int) -> bool:
@@ -36,16 +38,21 @@ def suspicious(removed: int, known: int) -> bool:
 
 
 async def confirm_missing(
-    chat_ids: Sequence[int], get_chat: GetChat, *, width: int, stop_when: Callable[[int], bool]
+    chat_ids: Sequence[int],
+    get_chat: GetChat,
+    refresh: Refresh,
+    *,
+    width: int,
+    stop_when: Callable[[int], bool],
 ) -> Confirmations:
-    """Ask for each chat, `width` at a time, until the API is unavailable.
+    """Ask for each chat, `width` at a time, until the API is unavailable or the budget spent.
 
-    `stop_when` gets the number of chats found gone so far, and stops the rest if it returns true.
-    Raises TokenRefusedError.
+    `refresh` gets each chat that is alive. `stop_when` gets the number of chats found gone so far,
+    and stops the rest if it returns true. Raises TokenRefusedError.
     """
     remaining = iter(chat_ids)
     gone: list[int] = []
-    alive: list[Chat] = []
+    alive: list[int] = []
     unavailable = False
 
     async def worker() -> None:
@@ -57,13 +64,14 @@ async def confirm_missing(
                 chat = await get_chat(chat_id)
             except (RequestRefusedError, AccessDeniedError):
                 continue
-            except ApiUnavailableError:
+            except (ApiUnavailableError, BudgetSpentError):
                 unavailable = True
                 return
             if chat is None:
                 gone.append(chat_id)
             elif isinstance(chat, Chat) and chat.id == chat_id:
-                alive.append(chat)
+                alive.append(chat_id)
+                await refresh(chat)
 
     try:
         async with asyncio.TaskGroup() as workers:

@@ -1,21 +1,24 @@
 """Sync one phone number: read its list, store it, settle the chats that are missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
-from sqlalchemy import Connection, Engine
+import msgspec
+from sqlalchemy import Connection
 
 from etl.api.client import LinqClient, RequestContext
 from etl.api.models import Chat, Page, Rejected
 from etl.config import Config, PhoneNumber
 from etl.db import run_log
-from etl.db.engine import in_reading, in_transaction
 from etl.db.run_log import LastWalk, NumberOutcome
 from etl.db.store.batch import ObservedPage
-from etl.db.store.removals import Removals, known_chats
+from etl.db.store.removals import CHUNK, Removals, known_chats
+from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.phone import e164_or_none
+from etl.sync.budget import BoundedFetch, Budget, BudgetSpentError
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
 from etl.sync.progress import Progress
 from etl.sync.seen import ChatIds
@@ -47,9 +50,10 @@ class RunContext:
     """What the numbers of one run share."""
 
     config: Config
-    engine: Engine
+    transactions: Transactions
     client: LinqClient
     writer: Writer
+    budget: Budget
     progress: Progress
     run_id: int
     clock: Callable[[], datetime]
@@ -74,15 +78,17 @@ class NumberSync:
         self._emit_created = emit_created
         self._width = 2 * context.config.api.max_concurrency
         self._rejected = 0
+        self._retries_charged = 0
+        self._spent: str | None = None  # why no request is left
 
     async def run(self) -> NumberOutcome:
         """Read the list and settle what is missing. Raises the error that stopped the reading."""
         if self._options.command == "backfill":
-            first_page = await in_transaction(self._context.engine, self._begin_backfill)
+            first_page = await self._context.transactions.write(self._begin_backfill)
             if first_page > 1 or self._options.last_page:
                 return await self._read_range(first_page)
         with ChatIds() as ids:
-            last_walk = await in_reading(self._context.engine, lambda c: self._recall(c, ids))
+            last_walk = await self._context.transactions.read(lambda c: self._recall(c, ids))
             return await self._read_all(ids, last_walk)
 
     # A whole list
@@ -95,13 +101,15 @@ class NumberSync:
 
     async def _read_all(self, ids: ChatIds, last_walk: LastWalk | None) -> NumberOutcome:
         verdict = await self._walk(ids)
-        proved = self._options.prove and await self._prove(ids, verdict)
-        withheld = await self._settle_missing(ids, verdict)
+        stopped = verdict.stopped
+        proved = self._options.prove and not stopped and await self._prove(ids, verdict)
+        withheld = None if stopped else await self._settle_missing(ids, verdict)
         proves = last_walk and ids.count_seen_in_both_walks() == last_walk.total_count
-        reasons = [withheld, None if proved else verdict.reason]
+        reasons = dict.fromkeys([self._spent, withheld, None if proved else verdict.reason])
+        incomplete = stopped or self._spent or withheld or self._rejected
         return NumberOutcome(
             self._phone_number,
-            "partial" if withheld or self._rejected else "succeeded",
+            "partial" if incomplete else "succeeded",
             self._context.client.usage[self._phone_number],
             completeness="proved" if proved else verdict.completeness,
             reason="; ".join(filter(None, reasons)) or None,
@@ -112,19 +120,13 @@ class NumberSync:
                 "distinct_ids": verdict.distinct,
                 "duplicates": verdict.duplicates,
                 "shrinkages": verdict.shrinkages,
-                "missing": ids.count_missing(),
+                "missing": None if stopped else ids.count_missing(),
             },
             proved_run=last_walk.run_id if last_walk and proves else None,
         )
 
     async def _walk(self, ids: ChatIds) -> Verdict:
-        return await walk(
-            self._fetch,
-            self._deliver,
-            ids,
-            width=self._width,
-            max_passes=self._context.config.sync.max_passes,
-        )
+        return await walk(self._bounded_fetch(), self._deliver, ids, width=self._width)
 
     async def _prove(self, ids: ChatIds, verdict: Verdict) -> bool:
         """Walk again: the ids seen in both walks must be as many as the first one last counted."""
@@ -147,11 +149,10 @@ class NumberSync:
         confirmations = await confirm_missing(
             list(ids.missing(self._context.config.sync.max_confirmations)),
             self._get_chat,
+            lambda chat: self._refresh(chat, observed_at),
             width=self._context.config.api.max_concurrency,
             stop_when=lambda gone: self._suspicious(gone, known),
         )
-        if confirmations.alive:
-            await self._refresh(confirmations.alive, observed_at)
         return await self._store_removals(ids, confirmations, verdict, observed_at)
 
     async def _store_removals(
@@ -159,20 +160,19 @@ class NumberSync:
     ) -> str | None:
         """Store what was confirmed, unless it is suspicious; return what was withheld."""
         missing, known = ids.count_missing(), ids.count_known()
-        gone, alive = set(confirmations.gone), {chat.id for chat in confirmations.alive}
+        gone, alive = confirmations.gone, set(confirmations.alive)
         consistent = verdict.completeness == "consistent"
-        left = alive & set(ids.missing_twice()) if consistent else set()
+        left = tuple(each for each in ids.missing_twice() if each in alive) if consistent else ()
         # Extrapolate from the answers to the chats that were not asked for or not answered.
         expected = len(left) + len(gone) * missing // max(len(gone) + len(alive), 1)
         suspicious_now = self._suspicious(expected, known)
         if suspicious_now:
-            gone, left, still = set(), set(), alive
-        else:
-            still = set(ids.missing()) - left - gone
-        await self._context.writer.put(
-            Removals(self._phone_number, tuple(gone), tuple(left), tuple(still), observed_at)
-        )
+            gone = left = ()
         ids.forget((*gone, *left))
+        put, number = self._context.writer.put, self._phone_number
+        await put(Removals(number, gone, left, (), observed_at))
+        for chunk in _chunks(alive if suspicious_now else ids.missing()):
+            await put(Removals(number, (), (), chunk, observed_at))
         if suspicious_now:
             return f"about {expected} of {known} known chats are gone or not listed; {_ALLOW}"
         unknown = missing - len(gone) - len(alive)
@@ -184,7 +184,10 @@ class NumberSync:
     async def _unreached(self) -> str | None:
         """Why removals are withheld for this number, if the token does not reach it now."""
         try:
+            self._charge()
             numbers = await self._context.client.list_phone_numbers(self._request)
+        except BudgetSpentError as error:
+            return str(error)
         except (RequestRefusedError, TokenRefusedError):
             return None  # A token may list chats but not numbers: then the question has no answer.
         except ApiUnavailableError:
@@ -194,19 +197,21 @@ class NumberSync:
         return f"the token's numbers do not include this one; {_ALLOW}"
 
     async def _get_chat(self, chat_id: int) -> Chat | Rejected | None:
+        self._charge()
         return await self._context.client.get_chat(self._request, chat_id)
 
-    async def _refresh(self, chats: tuple[Chat, ...], observed_at: datetime) -> None:
-        """Store chats that were asked for one by one; that does not put them in the list."""
+    async def _refresh(self, chat: Chat, observed_at: datetime) -> None:
+        """Store a chat that was asked for by itself; that does not put it in the list."""
         page = Page(
             page_number=0,
-            per_page=len(chats),
+            per_page=1,
             total_count=None,
             last_page=None,
-            chats=chats,
+            chats=(chat,),
             rejected=(),
             texts_cleaned=0,
             observed_at=observed_at,
+            size=4 * len(msgspec.json.encode(chat)),
         )
         await self._context.writer.put(
             ObservedPage(self._phone_number, page, self._emit_created, listed=False)
@@ -224,23 +229,49 @@ class NumberSync:
         return first_page
 
     async def _read_range(self, first_page: int) -> NumberOutcome:
-        last = await read_range(
-            self._fetch,
+        done = await read_range(
+            self._bounded_fetch(),
             self._deliver,
             first=first_page,
             last=self._options.last_page,
             width=self._width,
         )
+        pages = (
+            f"only pages {first_page} to {done.last_page} were read; the next sync tells whether "
+            "the list is complete"
+        )
+        reasons = [done.stopped, pages if done.last_page else None]
         return NumberOutcome(
             self._phone_number,
-            "partial" if self._rejected else "succeeded",
+            "partial" if self._rejected or done.stopped else "succeeded",
             self._context.client.usage[self._phone_number],
-            reason=f"only pages {first_page} to {last.page_number} were read; the next sync tells "
-            "whether the list is complete",
-            evidence={"total_count": last.total_count},
+            reason="; ".join(filter(None, reasons)),
+            evidence={"total_count": done.total_count},
         )
 
+    # Requests
+
+    def _bounded_fetch(self) -> BoundedFetch:
+        sync = self._context.config.sync
+        if sync.max_requests is None:
+            return BoundedFetch(self._fetch, max_passes=sync.max_passes)
+        return BoundedFetch(self._fetch, max_passes=sync.max_passes, max_uncounted=None)
+
+    def _charge(self) -> None:
+        """Take a request, and the retries since the last one, from the run's budget."""
+        charged, retries = (
+            self._retries_charged,
+            self._context.client.usage[self._phone_number].retries,
+        )
+        self._retries_charged = retries
+        try:
+            self._context.budget.take(retries=retries - charged)
+        except BudgetSpentError as error:
+            self._spent = str(error)
+            raise
+
     async def _fetch(self, page: int) -> Page:
+        self._charge()
         return await self._context.client.list_chats(self._request, page)
 
     async def _deliver(self, page: Page) -> None:
@@ -250,3 +281,10 @@ class NumberSync:
 
 
 _ALLOW = "removals are withheld; if this is right, apply them with --allow-removals"
+
+
+def _chunks(ids: Iterable[int]) -> Iterator[tuple[int, ...]]:
+    """Bound the memory and the transaction of one item of the writer."""
+    remaining = iter(ids)
+    while chunk := tuple(islice(remaining, CHUNK)):
+        yield chunk

@@ -1,7 +1,7 @@
 """The main job: claim numbers, sync them side by side, close the run, derive the exit code."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,14 +11,19 @@ from sqlalchemy import Connection, Engine
 from etl import log
 from etl.api.client import LinqClient, RequestContext
 from etl.config import Config, PhoneNumber, Token
-from etl.db import leases, run_log
-from etl.db.engine import database_clock, in_transaction
+from etl.db import run_log
+from etl.db.engine import database_clock
 from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.db.transactions import Transactions
 from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
 from etl.phone import e164_or_none, shortened
+from etl.sync.budget import Budget
+from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
 from etl.sync.writer import Writer
+
+MAX_REACHED = 10_000  # phone numbers beside the configured ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,26 @@ async def sync(
     case, cancellation included, the transaction in progress ends and the run is closed first.
     """
     clock = await asyncio.to_thread(database_clock, engine)
-    run_id = await in_transaction(engine, lambda c: _start(c, config, options, clock))
-    writer = Writer(engine, run_id, clock, client.usage)
-    run = _Run(RunContext(config, engine, client, writer, progress, run_id, clock), options)
+    transactions = Transactions(engine, patience=config.database.patience)
+    lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
+    now = clock()
+    run_id = await transactions.write(lambda c: _start(c, config, options, now))
+    transactions.run_id = run_id
+    await lease_keeper.close_dead_runs()
+    writer = Writer(transactions, run_id, clock, client.usage)
+    budget = Budget(config.sync.max_requests)
+    context = RunContext(config, transactions, client, writer, budget, progress, run_id, clock)
+    run = _Run(context, options, lease_keeper)
     try:
         await run.run()
     except asyncio.CancelledError:
-        await run.close(RunOutcome("interrupted", "interrupted", "ended by a signal"))
+        transactions.end()
+        with suppress(DatabaseError):
+            await run.close(RunOutcome("interrupted", "interrupted", "ended by a signal"))
         raise
     except Exception as error:
+        if isinstance(error, DatabaseError):
+            transactions.end()  # It has waited for the database long enough.
         with suppress(DatabaseError):
             await run.close(RunOutcome("failed", _kind(error), _sentence(error)))
         raise
@@ -56,23 +72,22 @@ async def sync(
         return RunResult(await run.close(run.outcome()), run.errors(), run.exit_code())
 
 
-def _start(
-    connection: Connection, config: Config, options: RunOptions, clock: Callable[[], datetime]
-) -> int:
+def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
     lease_seconds = config.sync.lease_seconds
-    return run_log.start(connection, options.command, now=clock(), lease_seconds=lease_seconds)
+    return run_log.start(connection, options.command, now=now, lease_seconds=lease_seconds)
 
 
 class _Run:
     """A run in progress: the outcomes and errors of its numbers so far."""
 
-    def __init__(self, context: RunContext, options: RunOptions) -> None:
+    def __init__(self, context: RunContext, options: RunOptions, lease_keeper: LeaseKeeper) -> None:
         self._context = context
+        self._lease_keeper = lease_keeper
         self._options = options
         self._outcomes: list[NumberOutcome] = []
-        self._errors: dict[str, Exception] = {}
-        # More numbers than requests in flight, because numbers also wait for the database.
-        self._slots = asyncio.Semaphore(3 * context.config.api.max_concurrency - 2)
+        # Not the errors themselves: their tracebacks hold what the numbers had in memory.
+        self._exit_codes: set[int] = set()
+        self._left_out = 0  # numbers that the token reaches, beyond MAX_REACHED
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
@@ -80,8 +95,9 @@ class _Run:
         if self._options.all_reached:
             numbers += await self._reached_numbers()
         context = self._context
-        claim = await in_transaction(
-            context.engine, lambda c: run_log.claim(c, context.run_id, numbers, context.clock())
+        now = context.clock()
+        claim = await context.transactions.write(
+            lambda c: run_log.claim(c, context.run_id, numbers, now)
         )
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
@@ -98,7 +114,7 @@ class _Run:
         kinds = {outcome.error_kind for outcome in failed}
         details = {outcome.error_detail for outcome in failed}
         return RunOutcome(
-            statuses.pop() if len(statuses) == 1 else "partial",
+            statuses.pop() if len(statuses) == 1 and not self._left_out else "partial",
             kinds.pop() if len(kinds) == 1 else None,
             details.pop() if len(details) == 1 else None,
             self._context.client.usage[None],
@@ -106,19 +122,26 @@ class _Run:
 
     def exit_code(self) -> int:
         """0 if all numbers succeeded; their common exit code if all failed alike; else 3."""
-        if {outcome.status for outcome in self._outcomes} == {"succeeded"}:
+        statuses = {outcome.status for outcome in self._outcomes}
+        if statuses == {"succeeded"} and not self._left_out:
             unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
             return 3 if unproved and self._options.require_complete else 0
-        codes = {_exit_code(error) for error in self._errors.values()}
-        all_failed = len(self._errors) == len(self._outcomes)
-        return codes.pop() if all_failed and len(codes) == 1 else 3
+        alike = statuses == {"failed"} and len(self._exit_codes) == 1
+        return min(self._exit_codes) if alike else 3
 
     def errors(self) -> list[str]:
         """A sentence per cause, after the numbers that it stopped."""
         failed: dict[str, list[str]] = {}
-        for number, error in self._errors.items():
-            failed.setdefault(_sentence(error), []).append(shortened(number))
-        return [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
+        for each in self._outcomes:
+            if each.error_detail:
+                failed.setdefault(each.error_detail, []).append(shortened(each.phone_number))
+        errors = [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
+        if self._left_out:
+            errors.append(
+                f"The API lists over {MAX_REACHED} phone numbers: {self._left_out} of them were "
+                "left out. Name them in sync.phone_numbers."
+            )
+        return errors
 
     async def close(self, outcome: RunOutcome) -> Record:
         """Write the run's end to the run log and return its record."""
@@ -128,47 +151,54 @@ class _Run:
             run_log.finish(connection, run_id, outcome, now)
             return run_log.get_run(connection, run_id)
 
-        return await in_transaction(self._context.engine, finish) or {}
+        return await self._context.transactions.write(finish) or {}
 
     async def _reached_numbers(self) -> list[PhoneNumber]:
         """The numbers that the default token reaches and that are not configured."""
         token = self._context.config.token
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
+        self._context.budget.take()
         listed = await self._context.client.list_phone_numbers(RequestContext(None, token))
         reached = {e164_or_none(number.phone_number) for number in listed} - {None}
         known = {number.e164 for number in self._options.numbers}
-        return [PhoneNumber(number) for number in sorted(filter(None, reached - known))]
+        others = sorted(filter(None, reached - known))
+        self._left_out = len(others[MAX_REACHED:])
+        return [PhoneNumber(number) for number in others[:MAX_REACHED]]
 
     async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
         async with asyncio.TaskGroup() as background:
             helpers = [
                 background.create_task(self._context.writer.run()),
-                background.create_task(self._renew_lease()),
+                background.create_task(self._lease_keeper.run(self._context.run_id)),
             ]
+            # More numbers than requests in flight, because numbers also wait for the database.
+            remaining = iter(numbers)
             async with asyncio.TaskGroup() as syncs:
-                for number in numbers:
-                    loaded = number.e164 in claim.loaded
-                    syncs.create_task(self._sync_number(number, emit_created=loaded))
+                for _ in range(3 * self._context.config.api.max_concurrency - 2):
+                    syncs.create_task(self._sync_each(remaining, claim))
             await self._context.writer.drain()
             for helper in helpers:
                 helper.cancel()
 
-    async def _sync_number(self, number: PhoneNumber, *, emit_created: bool) -> None:
-        """Sync one number; its failure does not stop the others."""
-        async with self._slots:
-            try:
-                request = RequestContext(number.e164, self._token(number))
-                one = NumberSync(self._context, self._options, request, emit_created=emit_created)
-                outcome = await one.run()
-            except EtlError as error:
-                outcome = self._fail(number.e164, error)
-            except Exception as error:  # noqa: BLE001  # a bug that one number triggers
-                log.crash(error)
-                outcome = self._fail(number.e164, error)
-            else:
-                self._note(outcome)
+    async def _sync_each(self, numbers: Iterator[PhoneNumber], claim: Claim) -> None:
+        """Sync one number after another; the failure of one does not stop the others."""
+        for number in numbers:
+            outcome = await self._sync_number(number, emit_created=number.e164 in claim.loaded)
             await self._context.writer.put(outcome)
+
+    async def _sync_number(self, number: PhoneNumber, *, emit_created: bool) -> NumberOutcome:
+        try:
+            request = RequestContext(number.e164, self._token(number))
+            one = NumberSync(self._context, self._options, request, emit_created=emit_created)
+            outcome = await one.run()
+        except EtlError as error:
+            return self._fail(number.e164, error)
+        except Exception as error:  # noqa: BLE001  # a bug that one number triggers
+            log.crash(error)
+            return self._fail(number.e164, error)
+        self._note(outcome)
+        return outcome
 
     def _token(self, number: PhoneNumber) -> Token:
         token = number.token or self._context.config.token
@@ -177,7 +207,7 @@ class _Run:
         return token
 
     def _fail(self, phone_number: str, error: Exception) -> NumberOutcome:
-        self._errors[phone_number] = error
+        self._exit_codes.add(_exit_code(error))
         outcome = NumberOutcome(
             phone_number,
             "failed",
@@ -191,20 +221,6 @@ class _Run:
     def _note(self, outcome: NumberOutcome) -> None:
         self._outcomes.append(outcome)
         self._context.progress.number_ended(outcome)
-
-    async def _renew_lease(self) -> None:
-        """Renew the run's lease three times within its duration."""
-        context, seconds = self._context, self._context.config.sync.lease_seconds
-        while True:
-            await asyncio.sleep(seconds / 3)
-            # The writer reports a database that is gone.
-            with suppress(DatabaseError):
-                await in_transaction(
-                    context.engine,
-                    lambda c: leases.renew(
-                        c, context.run_id, leases.expiry(context.clock(), seconds)
-                    ),
-                )
 
 
 def _kind(error: Exception) -> str:

@@ -18,11 +18,12 @@ from etl.api.client import LinqClient, RequestContext
 from etl.api.models import Chat, Rejected
 from etl.api.pace import Pace
 from etl.config import Config, Token
-from etl.db.engine import database_clock, in_reading
+from etl.db.engine import database_clock
 from etl.db.store.batch import Observation
 from etl.db.store.diff import StoredChat, diff
 from etl.db.store.read import read_chats
 from etl.db.tables import chat_phone_numbers, chats
+from etl.db.transactions import Transactions
 from etl.errors import ConfigError, EtlError, RequestRefusedError
 
 CONFIDENCE = 0.95
@@ -79,7 +80,8 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     """Read `sample` random chats again, side by side, and compare them; writes nothing."""
     tokens = {n.e164: n.token for n in config.sync.phone_numbers if n.token}
     readable = _readable_numbers(config, tokens)
-    sampled = await in_reading(engine, lambda c: _sample(c, sample, readable))
+    transactions = Transactions(engine, patience=config.database.patience)
+    sampled = await transactions.read(lambda c: _sample(c, sample, readable))
     clock = await asyncio.to_thread(database_clock, engine)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     findings: list[Mismatch] = []

@@ -9,47 +9,54 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
 from etl.db import leases, run_log
-from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import store_pages
 from etl.db.store.removals import Removals, store_removals
+from etl.db.transactions import Transactions
 
 BATCH = 100
 GATHER_SECONDS = 0.1
+MAX_QUEUE_BYTES = 8 * 1024 * 1024  # of responses; their decoded values take some ten times as much
 
 Item = ObservedPage | Removals | NumberOutcome
 
 
 class Writer:
-    """Writes for one run, as long as the run holds its leases.
+    """Writes for one run, as long as the run is not closed.
 
     `usage` has what each number spent so far; it is entered in the run log with the pages.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        transactions: Transactions,
         run_id: int,
         clock: Callable[[], datetime],
         usage: Mapping[str | None, ApiUsage],
     ) -> None:
-        self._engine = engine
+        self._transactions = transactions
         self._usage = usage
         self._run_id = run_id
         self._clock = clock
         # None ends a batch: nothing more follows it at once.
         self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
+        self._queued_bytes = 0
+        self._room = asyncio.Condition()
 
     async def put(self, item: Item) -> None:
         """Queue a page, removals or an outcome; waits while the queue is full."""
         if isinstance(item, ObservedPage):
             _ = item.observations  # Computed here, because the writing thread is the busier one.
+            async with self._room:
+                await self._room.wait_for(lambda: self._fits(item))
+                self._queued_bytes += item.page.size
         await self._queue.put(item)
 
     async def drain(self) -> None:
@@ -62,17 +69,22 @@ class Writer:
 
         Raises DatabaseError or LeaseLostError, after which nothing more is written.
         """
+        number = 0
         while True:
             if not (batch := await self._gather()):
                 continue
-            transaction = asyncio.ensure_future(asyncio.to_thread(self._write, batch))
-            try:
-                await asyncio.shield(transaction)
-            finally:
-                await asyncio.wait([transaction])
-                transaction.exception()  # Retrieved, so that asyncio does not log it.
+            number += 1
+            await self._transactions.write(partial(self._write, batch=batch, number=number))
+            async with self._room:
+                self._queued_bytes -= sum(
+                    item.page.size for item in batch if isinstance(item, ObservedPage)
+                )
+                self._room.notify_all()
             for _ in batch:
                 self._queue.task_done()
+
+    def _fits(self, page: ObservedPage) -> bool:
+        return not self._queued_bytes or self._queued_bytes + page.page.size <= MAX_QUEUE_BYTES
 
     async def _gather(self) -> list[Item]:
         batch: list[Item] = []
@@ -88,18 +100,21 @@ class Writer:
             self._queue.task_done()  # for the None
         return batch
 
-    def _write(self, batch: Sequence[Item]) -> None:
+    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> None:
+        """Write the run's batch of that number, counted from 1, unless it was committed before."""
         pages = [item for item in batch if isinstance(item, ObservedPage)]
         run_id, now = self._run_id, self._clock()
-        with writing(self._engine) as connection:
-            leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
-            if pages:
-                counts = store_pages(connection, pages, run_id=run_id, now=now)
+        leases.lock_writers(connection)
+        if not leases.move_fence(connection, run_id, number):
+            return
+        leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
+        if pages:
+            counts = store_pages(connection, pages, run_id=run_id, now=now)
+            run_log.add_counts(connection, run_id, counts, self._usage)
+        for item in batch:
+            if isinstance(item, Removals):
+                removed = store_removals(connection, item, run_id=run_id)
+                counts = {item.phone_number: Counter(chats_removed=removed)}
                 run_log.add_counts(connection, run_id, counts, self._usage)
-            for item in batch:
-                if isinstance(item, Removals):
-                    removed = store_removals(connection, item, run_id=run_id)
-                    counts = {item.phone_number: Counter(chats_removed=removed)}
-                    run_log.add_counts(connection, run_id, counts, self._usage)
-                elif isinstance(item, NumberOutcome):
-                    run_log.close_number(connection, run_id, item, now)
+            elif isinstance(item, NumberOutcome):
+                run_log.close_number(connection, run_id, item, now)

@@ -130,11 +130,8 @@ def create_chats() -> None:
         column("removed_at", TIME, "When the chat was first read without this participant. Null while present."),
         key=["chat_id", "id"],
         references={"chat_id": "chats.id"},
-        indexes=[["changed_at"]],
+        indexes=[["changed_at"], ["phone_number"]],
         sqlite_with_rowid=False,
-    )
-    op.create_index(
-        "ix_chat_handles_phone_number", "chat_handles", ["phone_number"], postgresql_using="spgist"
     )
 
 
@@ -226,10 +223,11 @@ def create_leases_and_rejected_records() -> None:
         column("phone_number", TEXT, "The configured number whose list held the record."),
         column("page", INTEGER, "Its page of the list. Null if it was requested by its id."),
         column("reason", TEXT, "What is wrong with the record, and where.", nullable=False),
-        column("payload", JSON, "The record as the API sent it."),
+        column("payload", TEXT, "The record as the API sent it, as JSON."),
+        column("digest", BIG, "Internal: hash of the record, which is stored once per run.", nullable=False),
         key=["id"],
         references={"run_id": "sync_runs.id"},
-        indexes=[["run_id"]],
+        indexes=[["run_id", "digest"]],
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from etl.api.decode import BadAnswerError, decode_page
-from etl.api.models import Chat, Extra, Handle
+from etl.api.models import Chat, Handle
 from tests.support.builders import NOON
 from tests.support.decoding import only_chat, read_page
 
@@ -70,7 +70,7 @@ def test_every_text_is_cleaned() -> None:
     assert found.chats == (
         Chat(
             1,
-            extra=Extra('{"x\ufffd":[{"k\ufffd":["\ufffd","fine"]}]}'),
+            extra='{"x\ufffd":[{"k\ufffd":["\ufffd","fine"]}]}',
             handles=(Handle(2, phone_number="\ufffd"),),
         ),
     )

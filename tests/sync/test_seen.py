@@ -1,6 +1,7 @@
 """The sets of ids that a walk works with."""
 
 import sqlite3
+import tracemalloc
 
 import pytest
 
@@ -95,3 +96,29 @@ def test_the_database_is_closed_with_the_block() -> None:
         ids.add_known([1], missing=False)
     with pytest.raises(sqlite3.ProgrammingError):
         ids.count_known()
+
+
+def test_ids_of_any_sign_and_size_are_kept() -> None:
+    """An id may be any signed 64-bit integer."""
+    extremes = [-(2**63), -1, 0, 1, LARGEST]
+    with ChatIds() as ids:
+        ids.add_known(extremes, missing=True)
+        ids.begin_pass()
+        assert ids.add_seen([*extremes, *extremes]) == len(extremes)
+        assert ids.count_missing() == 0
+        ids.forget(extremes)
+        assert ids.count_known() == 0
+
+
+def test_a_million_missing_ids_take_little_memory() -> None:
+    """They are read one after another, not collected."""
+    with ChatIds() as ids:
+        for start in range(0, 10**6, 10_000):
+            ids.add_known(range(start, start + 10_000), missing=start % 20_000 == 0)
+        tracemalloc.start()
+        try:
+            counted = sum(1 for _ in ids.missing()), sum(1 for _ in ids.missing_twice())
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
+        assert counted == (10**6, 5 * 10**5)

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.api.client import RequestContext
-from etl.api.models import Chat, Page
+from etl.api.models import Page
 from etl.config import Token
 from etl.errors import ApiUnavailableError
 from etl.sandbox import Motion, World
 from etl.sandbox.world import Order
+from etl.sync.budget import BoundedFetch, Fetch
+from etl.sync.passes import Deliver
 from etl.sync.seen import ChatIds
-from etl.sync.walk import Deliver, Fetch, Verdict, walk
-from tests.support.builders import NOON, A
-from tests.support.memory_api import Change, MemoryClient, change
+from etl.sync.walk import Verdict, walk
+from tests.support.builders import A
+from tests.support.memory_api import Change, MemoryClient, change, page_of
 
 CONTEXT = RequestContext(A, Token("t"))
 
@@ -40,8 +42,9 @@ wild_histories = st.lists(st.lists(changes, max_size=5), max_size=60)
 
 
 async def walk_list(fetch: Fetch, deliver: Deliver, *, width: int, max_passes: int) -> Verdict:
+    bounded = BoundedFetch(fetch, max_passes=max_passes)
     with ChatIds() as ids:
-        return await walk(fetch, deliver, ids, width=width, max_passes=max_passes)
+        return await walk(bounded, deliver, ids, width=width)
 
 
 class Walked:
@@ -174,26 +177,6 @@ def test_a_shuffled_list_is_unproved() -> None:
 Answer = Callable[[int], Page]
 
 
-def page_of(
-    ids: Sequence[int],
-    page_number: int,
-    *,
-    per_page: int = 2,
-    total_count: int | None = None,
-    last_page: int | None = None,
-) -> Page:
-    return Page(
-        page_number=page_number,
-        per_page=per_page,
-        total_count=total_count,
-        last_page=last_page,
-        chats=tuple(map(Chat, ids)),
-        rejected=(),
-        texts_cleaned=0,
-        observed_at=NOON,
-    )
-
-
 async def ignore(_: Page) -> None:
     """Deliver a page to nobody."""
 
@@ -232,14 +215,24 @@ def test_a_page_size_that_changes_is_unproved() -> None:
     assert walk_pages(answer).completeness == "unproved"
 
 
+@pytest.mark.parametrize(("per_page", "last_page"), [(100, 6), (600, 1), (2**53, 1), (1, 510)])
 @pytest.mark.parametrize("width", [1, 4])
-def test_pages_that_are_shorter_than_reported_are_all_read(width: int) -> None:
-    """A server that sends 25 rows a page but counts its pages in hundreds hides no chat."""
+def test_pages_of_another_length_than_reported_are_all_read(
+    width: int, per_page: int, last_page: int
+) -> None:
+    """A server that sends 25 rows a page, whatever it counts its pages in, hides no chat."""
     rows = list(range(1, 511))
 
     def answer(number: int) -> Page:
         ids = rows[(number - 1) * 25 : number * 25]
-        return page_of(ids, number, per_page=100, total_count=510, last_page=6)
+        return page_of(
+            ids,
+            number,
+            per_page=per_page,
+            total_count=510,
+            last_page=last_page,
+            is_gap=not ids and number <= last_page,
+        )
 
     verdict = walk_pages(answer, width=width)
     assert (verdict.completeness, verdict.distinct) == ("consistent", 510)

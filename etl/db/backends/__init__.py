@@ -7,13 +7,15 @@ is opened, so that one database's driver is not needed for another.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from importlib import import_module
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from sqlalchemy import Connection, Dialect, Engine, Select, Subquery, Table
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
 Row = tuple[Any, ...]
+# A conflict with another transaction passes at once; a lock or a lost server takes a while.
+Outage = Literal["conflict", "unavailable"]
 
 
 class Encoders(NamedTuple):
@@ -32,14 +34,29 @@ class Backend(Protocol):
     def create_engine(self, url: URL) -> Engine:
         """An engine that connects lazily. Raises DatabaseError if the URL cannot be opened."""
 
-    def begin_writing(self, connection: Connection) -> None:
-        """Take the writers' lock and apply the settings of this transaction."""
+    def begin_writing(self, connection: Connection, name: str) -> None:
+        """Apply the settings of a writing transaction; the server shows it under `name`."""
+
+    def begin_migrating(self, connection: Connection) -> None:
+        """Wait for another migration to end; its tables may not exist yet."""
 
     def server_time(self, connection: Connection) -> datetime | None:
         """The server's time; None if the database runs in this process."""
 
     def explain(self, error: BaseException, url: URL) -> str | None:
         """What happened and what to do, without data; None if the error is not a known one."""
+
+    def outage(self, error: BaseException) -> Outage | None:
+        """Whether the transaction may succeed if it is repeated, and after what."""
+
+    def interrupt(self, connection: Connection) -> None:
+        """End what another thread waits for on this connection, with an error there."""
+
+    def end_sessions(self, connection: Connection, name: str) -> list[int]:
+        """End this role's other sessions whose transaction has the `name`; return their ids."""
+
+    def lock_holders(self, connection: Connection) -> list[str]:
+        """The sessions whose writing transactions are open, for a message."""
 
     def encoders(self) -> Encoders:
         """The encoders of the values that `insert_rows` and `upsert_rows` take."""

@@ -6,12 +6,15 @@ zone, application name); everything else is set for one transaction.
 """
 
 import os
+import socket
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import (
@@ -29,23 +32,28 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    table,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Row
+from etl.db.backends import Encoders, Outage, Row
 
 KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
 # PostgreSQL compares jsonb values; it cannot compare json.
 JSON_TYPE: Final[TypeEngine[Any]] = JSONB(none_as_null=True)
-BUSY_SECONDS: Final = 30
-_WRITERS_LOCK: Final = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
+_MIGRATION_LOCK: Final = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
+# Both ends notice a silent network within a minute; on this end, libpq's names differ.
+_TCP: Final = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 6}
+_TCP_USER_TIMEOUT_MS: Final = 45_000
 _SETTINGS: Final = {
-    "lock_timeout": f"{BUSY_SECONDS}s",
-    # A writer suspended inside a transaction must not block the others for ever.
-    "idle_in_transaction_session_timeout": f"{BUSY_SECONDS}s",
+    "lock_timeout": "10s",
+    # A writer suspended between two statements must not block the others for ever.
+    "idle_in_transaction_session_timeout": "30s",
+    **{f"tcp_{name}": str(value) for name, value in _TCP.items()},
+    "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
     # PostgreSQL overestimates the batch and would hash-join whole tables.
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -57,7 +65,7 @@ _SETTINGS: Final = {
 
 # By SQLSTATE.
 _ADVICE: Final = {
-    "55P03": f"another program has locked it for more than {BUSY_SECONDS} s: wait, or end it",
+    "55P03": "another program has locked it for too long: wait, or end that program",
     "53100": "free space on its disk and run again: nothing that was stored is lost",
     "25006": "it is read-only: connect to the primary, or let the role write",
 }
@@ -67,6 +75,10 @@ _RIGHTS: Final = {
     "view": "SELECT ON",
     "sequence": "USAGE ON SEQUENCE",
 }
+# Serialization failure, deadlock, and a unique key that another transaction inserted first.
+_CONFLICTS: Final = {"40001", "40P01", "23505"}
+# A lock timeout, too many connections, a standby before its promotion, a session that was ended.
+_PASSING: Final = {"55P03", "53300", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"}
 
 
 def create_engine(url: URL) -> Engine:
@@ -81,6 +93,9 @@ def create_engine(url: URL) -> Engine:
             "connect_timeout": 10,
             "application_name": "linq-etl",
             "client_encoding": "UTF8",
+            "keepalives": 1,
+            **_TCP,
+            "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
             # A prepared statement belongs to one server connection, and keeps a plan from when its
             # table was small.
             "prepare_threshold": None,
@@ -88,11 +103,15 @@ def create_engine(url: URL) -> Engine:
     )
 
 
-def begin_writing(connection: Connection) -> None:
-    """Take the writers' advisory lock, which ends with the transaction."""
-    settings = (func.set_config(name, value, True) for name, value in _SETTINGS.items())
-    connection.execute(select(*settings))
-    connection.execute(select(func.pg_advisory_xact_lock(_WRITERS_LOCK)))
+def begin_writing(connection: Connection, name: str) -> None:
+    """The settings end with the transaction."""
+    settings = _SETTINGS | {"application_name": name}
+    connection.execute(select(*(func.set_config(*item, True) for item in settings.items())))
+
+
+def begin_migrating(connection: Connection) -> None:
+    """Take an advisory lock, which ends with the transaction."""
+    connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
 
 
 def server_time(connection: Connection) -> datetime:
@@ -115,6 +134,51 @@ def explain(error: BaseException, url: URL) -> str | None:
     if rights := _RIGHTS.get(kind):
         return f"Role {role} may not use {kind} {name}. Run: GRANT {rights} {name} TO {role};"
     return f"{message}: grant it to role {role}"
+
+
+def outage(error: BaseException) -> Outage | None:
+    """By SQLSTATE; libpq's own errors, such as a lost connection, have none."""
+    state = getattr(error, "sqlstate", None)
+    if state in _CONFLICTS:
+        return "conflict"
+    lost = state is None and isinstance(error, psycopg.OperationalError)
+    return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
+
+
+def interrupt(connection: Connection) -> None:
+    """Shut the socket down: a server that does not answer would not answer a cancel request."""
+    driver: Any = connection.connection.driver_connection
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(driver.fileno())) as other:
+        other.shutdown(socket.SHUT_RDWR)
+
+
+def end_sessions(connection: Connection, name: str) -> list[int]:
+    """A role may end its own sessions."""
+    found = _ACTIVITY.c.application_name == name
+    mine = _ACTIVITY.c.usename == func.current_user()
+    ended = func.pg_terminate_backend(_ACTIVITY.c.pid)
+    query = select(_ACTIVITY.c.pid, ended).where(found, mine, _OTHER_SESSION)
+    return [pid for pid, was_ended in connection.execute(query) if was_ended]
+
+
+def lock_holders(connection: Connection) -> list[str]:
+    """By application name, which begin_writing sets for its transaction."""
+    ours = _ACTIVITY.c.application_name.like("linq-etl/%")
+    open_since = _ACTIVITY.c.xact_start.is_not(None)
+    query = select(_ACTIVITY.c.application_name, _ACTIVITY.c.pid)
+    found = connection.execute(query.where(ours, open_since, _OTHER_SESSION))
+    return [f"{name} (server process {pid})" for name, pid in found]
+
+
+_ACTIVITY = table(
+    "pg_stat_activity",
+    column("pid", BigInteger),
+    column("usename"),
+    column("application_name", Text),
+    column("xact_start"),
+    schema="pg_catalog",
+)
+_OTHER_SESSION = _ACTIVITY.c.pid != func.pg_backend_pid()
 
 
 def encoders() -> Encoders:

@@ -36,7 +36,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Row
+from etl.db.backends import Encoders, Outage, Row
 from etl.errors import DatabaseError
 
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
@@ -81,8 +81,12 @@ def create_engine(url: URL) -> Engine:
     return engine
 
 
-def begin_writing(connection: Connection) -> None:
-    """BEGIN IMMEDIATE has taken the lock already."""
+def begin_writing(connection: Connection, name: str) -> None:
+    """BEGIN IMMEDIATE has taken the file's lock already."""
+
+
+def begin_migrating(connection: Connection) -> None:
+    """As begin_writing."""
 
 
 def server_time(connection: Connection) -> None:
@@ -91,8 +95,34 @@ def server_time(connection: Connection) -> None:
 
 def explain(error: BaseException, url: URL) -> str | None:  # noqa: ARG001
     """By SQLite's error name, such as SQLITE_BUSY, without its extension."""
-    name = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
+    name = _error_name(error)
     return f"the database is unavailable: {error}; {_ADVICE[name]}" if name in _ADVICE else None
+
+
+def _error_name(error: BaseException) -> str:
+    return "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
+
+
+def outage(error: BaseException) -> Outage | None:
+    """The file is locked by another process."""
+    locked = _error_name(error) in {"SQLITE_BUSY", "SQLITE_LOCKED"}
+    return "unavailable" if locked else None
+
+
+def interrupt(connection: Connection) -> None:
+    """The statement ends with SQLITE_INTERRUPT; a wait for the file's lock does not."""
+    driver: Any = connection.connection.driver_connection
+    driver.interrupt()
+
+
+def end_sessions(connection: Connection, name: str) -> list[int]:  # noqa: ARG001
+    """SQLite has no sessions to end."""
+    return []
+
+
+def lock_holders(connection: Connection) -> list[str]:  # noqa: ARG001
+    """SQLite does not tell."""
+    return []
 
 
 def encoders() -> Encoders:

@@ -1,13 +1,13 @@
 """Store a batch of pages in the caller's transaction: the order of the steps, and the counts."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from hashlib import blake2b
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, and_, func, insert, select
 
-from etl.api.models import canonical_json
+from etl.db.backends import backend
 from etl.db.store.batch import ObservedPage, latest_observations, split_new_and_changed
 from etl.db.store.diff import Diff, diff, is_newer
 from etl.db.store.memberships import store_memberships
@@ -15,6 +15,7 @@ from etl.db.store.read import read_chats
 from etl.db.store.write import write_diffs
 from etl.db.tables import rejected_records
 
+MAX_REJECTED = 10_000  # rows of rejected_records per run
 Counts = dict[str, Counter[str]]  # the run log's counts by phone number
 _DIFF_COUNTS = (
     "chats_inserted",
@@ -45,28 +46,45 @@ def store_pages(
 def _store_rejected(
     connection: Connection, pages: Iterable[ObservedPage], run_id: int
 ) -> Counter[str]:
-    """Keep each rejected record once per run, however often it is read; count them by number."""
+    """Store each rejected record once per run and number; count the new ones by number.
+
+    At most MAX_REJECTED are stored per run; the others are only counted.
+    """
     found = {
-        (page.phone_number, rejected.payload): {
-            "run_id": run_id,
-            "phone_number": page.phone_number,
-            "page": page.page.page_number,
-            "reason": rejected.reason,
-            "payload": json.loads(rejected.payload),
-        }
+        (page.phone_number, _digest(rejected.payload)): (page, rejected)
         for page in pages
         for rejected in page.page.rejected
     }
     if not found:
         return Counter()
-    kept = select(rejected_records.c.phone_number, rejected_records.c.payload)
-    for phone_number, payload in connection.execute(
-        kept.where(rejected_records.c.run_id == run_id)
-    ):
-        found.pop((phone_number, canonical_json(payload)), None)
-    if found:
-        connection.execute(insert(rejected_records), list(found.values()))
+    table = rejected_records
+    of_run = table.c.run_id == run_id
+    digests = {digest for _, digest in found}
+    given = backend(connection.dialect).id_table(digests)
+    known = select(table.c.phone_number, table.c.digest).select_from(
+        given.join(table, and_(of_run, table.c.digest == given.c.id))
+    )
+    for key in connection.execute(known):
+        found.pop(tuple(key), None)
+    stored = connection.execute(select(func.count()).where(of_run)).scalar_one()
+    rows = [
+        {
+            "run_id": run_id,
+            "phone_number": phone_number,
+            "page": page.page.page_number,
+            "reason": rejected.reason,
+            "payload": rejected.payload,
+            "digest": digest,
+        }
+        for (phone_number, digest), (page, rejected) in found.items()
+    ]
+    if kept := rows[: max(MAX_REJECTED - stored, 0)]:
+        connection.execute(insert(table), kept)
     return Counter(phone_number for phone_number, _ in found)
+
+
+def _digest(payload: str) -> int:
+    return int.from_bytes(blake2b(payload.encode(), digest_size=8).digest(), signed=True)
 
 
 def _counts(pages: Sequence[ObservedPage], diffs: Iterable[Diff], rejected: Counter[str]) -> Counts:
