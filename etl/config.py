@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
+from etl import database_url
 from etl.errors import ConfigError
 from etl.phone import shortened, to_e164
 
@@ -25,6 +26,11 @@ ENV_PREFIX = "LINQ_ETL_"
 CONFIG_ENV = "LINQ_ETL_CONFIG"
 TOKEN_ENV = "LINQ_INTEGRATION_TOKEN"  # noqa: S105  # the variable's name, not a token
 DEFAULT_PATH = Path("config.toml")
+_MAX_FILE_BYTES = 1024 * 1024
+_MAX_TOKEN_BYTES = 8 * 1024
+_MAX_NUMBERS = 10_000
+_MAX_PROBLEMS = 50  # shown at once
+_DEEP_KEY = re.compile(r"""(?:["'\w-]+[ \t]*\.[ \t]*){50}""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,7 @@ class Api(Struct, frozen=True):
 class Database(Struct, frozen=True):
     """Section [database]."""
 
-    url: Annotated[
-        str, Meta(description='"sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"')
-    ] = "sqlite:///linq.db"
+    url: Annotated[str, Meta(description=database_url.SHAPES)] = "sqlite:///linq.db"
     auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
     patience: Annotated[
         float,
@@ -91,7 +95,7 @@ class Sync(Struct, frozen=True):
         int, Meta(ge=1, le=10, description="passes over a moving list, a whole number from 1 to 10")
     ] = 3
     max_confirmations: Annotated[
-        int, Meta(ge=0, description="requests for missing chats, per number and run, 0 or more")
+        int, Meta(ge=0, le=1_000_000, description="missing chats asked for, 0 to 1000000")
     ] = 2000
     max_requests: Annotated[
         Annotated[int, Meta(ge=1, le=10**9)] | None,
@@ -137,6 +141,7 @@ def load_config(
     raw = _file_settings(path, environ)
     problems: list[str] = []
     values = _sections(raw, _env_settings(environ, problems), problems)
+    _check_urls(values, problems)
     entries = values["sync"].pop("phone_numbers", [])
     numbers = tuple(_phone_numbers(entries, environ if needs_token else None, problems))
     config = Config(
@@ -146,15 +151,14 @@ def load_config(
         log=Log(**values["log"]),
         token=_default_token(values["api"].get("token_file"), environ, problems, needs_token),
     )
-    problems.extend(_url_problems(config))
     if needs_token:
         problems.extend(_token_problems(config, entries))
     if needs_numbers and not entries:
         problems.extend(_number_problems(config))
     if problems:
-        raise ConfigError(
-            "the configuration has problems:\n" + "\n".join(f"  {p}" for p in problems)
-        )
+        more = len(problems) - _MAX_PROBLEMS
+        shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise ConfigError("The configuration has problems:\n" + "\n".join(f"  {p}" for p in shown))
     return config
 
 
@@ -162,7 +166,7 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
     named = path or (Path(environ[CONFIG_ENV]) if environ.get(CONFIG_ENV) else None)
     file = named or DEFAULT_PATH
     try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
+        return tomllib.loads(_text(file, _MAX_FILE_BYTES))
     except FileNotFoundError:
         if named:
             raise ConfigError(
@@ -175,10 +179,20 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
         raise ConfigError(f"{file}: not valid TOML{f', {where[0]}' if where else ''}") from None
     except (ValueError, RecursionError):
         raise ConfigError(
-            f"{file}: not valid TOML: not UTF-8, or numbers or nesting are out of bounds"
+            f"{file}: not valid TOML: not UTF-8, or its size, numbers or nesting are out of bounds"
         ) from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _text(file: Path, max_bytes: int) -> str:
+    """The file's text. Raises ValueError if reading it would take too long."""
+    with file.open("rb") as opened:
+        content = opened.read(max_bytes + 1)
+    text = content.decode("utf-8-sig")
+    if len(content) > max_bytes or _DEEP_KEY.search(text):
+        raise ValueError
+    return text
 
 
 def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -256,6 +270,9 @@ def _phone_numbers(
     if not isinstance(entries, list):
         problems.append('sync.phone_numbers: write a list, e.g. ["+13343284472"]')
         return
+    if len(entries) > _MAX_NUMBERS:
+        problems.append(f"sync.phone_numbers: write at most {_MAX_NUMBERS} numbers")
+        return
     seen: dict[str, int] = {}
     for position, entry in enumerate(entries, start=1):
         key = f"sync.phone_numbers, entry {position}"
@@ -286,6 +303,8 @@ def _phone_number(entry: Any, environ: Mapping[str, str] | None) -> PhoneNumber:
             'token_env = "LINQ_TOKEN_SUPPORT" }'
         )
     number, label = to_e164(table["number"]), table.get("label")
+    if label and (len(label) > 255 or re.search(r"[\x00-\x1f\x7f]", label)):
+        raise ValueError("write a label in one line of at most 255 characters")
     variable = table.get("token_env")
     if not variable or environ is None:
         return PhoneNumber(number, label)
@@ -305,7 +324,8 @@ def _default_token(
     try:
         if environ.get(TOKEN_ENV):
             return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
-        return _token(Path(token_file).read_text("utf-8"), "api.token_file") if token_file else None
+        text = _text(Path(token_file), _MAX_TOKEN_BYTES) if token_file else None
+        return None if text is None else _token(text, "api.token_file")
     except OSError as error:
         # Not the path: it may be a misplaced token.
         problem = f"api.token_file: that file cannot be read: {error.strerror}"
@@ -342,28 +362,26 @@ def _number_problems(config: Config) -> Iterable[str]:
         )
 
 
-def _url_problems(config: Config) -> Iterable[str]:
-    hints = {
-        "api.base_url": get_type_hints(Api, include_extras=True)["base_url"],
-        "database.url": get_type_hints(Database, include_extras=True)["url"],
-    }
-    fits = {
-        "api.base_url": _is_base_url(config.api.base_url),
-        "database.url": _is_database_url(config.database.url),
-    }
-    for key, hint in hints.items():
-        if not fits[key]:
-            # Not the URL: it may hold a password.
-            yield f"{key}: invalid value; expected {hint.__metadata__[0].description}"
+def _check_urls(values: dict[str, dict[str, Any]], problems: list[str]) -> None:
+    """Normalise the database's URL. No URL is shown, because it may hold a password."""
+    if not _is_base_url(values["api"].get("base_url", Api().base_url)):
+        hint = get_type_hints(Api, include_extras=True)["base_url"]
+        problems.append(f"api.base_url: invalid value; expected {hint.__metadata__[0].description}")
+    database = values["database"]
+    try:
+        if "url" in database:
+            database["url"] = database_url.normalised(database["url"])
+    except ValueError as error:
+        problems.append(f"database.url: invalid value; expected {error}")
 
 
 def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises ValueError where it is not a number
+        port = parts.port  # Raises ValueError if it is no number up to 65535.
     except ValueError:
         return False
-    if not url.isprintable() or len(url) > 2000:
+    if not url.isprintable() or not url.isascii() or len(url) > 2000 or port == 0:
         return False
     if not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.hostname or "") or set(url) & set("?#@ "):
         return False
@@ -376,14 +394,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _is_database_url(url: str) -> bool:
-    scheme, separator, rest = url.partition("://")
-    if scheme == "sqlite":
-        return len(rest) > 1 and rest.startswith("/") and ":memory:" not in rest and "?" not in rest
-    try:
-        urlsplit(url).port  # noqa: B018
-    except ValueError:
-        return False
-    return scheme in {"postgresql", "postgresql+psycopg"} and bool(separator and rest)

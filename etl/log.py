@@ -21,4 +21,13 @@ def crash(error: BaseException) -> None:
     """Log an unexpected error's type and stack, but not its message: it may hold people's data."""
     frames = traceback.extract_tb(error.__traceback__)
     stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    LOGGER.error("crash", extra={"fields": {"type": type(error).__name__, "stack": stack}})
+    LOGGER.error("crash", extra={"fields": {"type": name_of(error), "stack": stack}})
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            crash(each)
+
+
+def name_of(error: BaseException) -> str:
+    """The error's class and its module, if that is not Python's own."""
+    kind = type(error)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"

@@ -13,8 +13,9 @@ def to_e164(text: str) -> str:
     """
     hint = "write it with country code, e.g. +13343284472"
     try:
-        # The library would convert letters to digits and skip text before the number.
-        if not re.fullmatch(r"\s*[+(\d][\d\s().-]*", text):
+        # The library would convert letters, and the digits of other scripts, to digits, and skip
+        # text before the number.
+        if not re.fullmatch(r"\s*[+(0-9][0-9\s().-]*", text):
             raise ValueError(f"that is not a phone number; {hint}")
         number = phonenumbers.parse(text, "US")
     except phonenumbers.NumberParseException:

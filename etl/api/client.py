@@ -1,31 +1,19 @@
 """The Linq Partner API v2: each request is retried, each answer a typed value."""
 
 import asyncio
-import os
-import socket
-import ssl
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Final, NoReturn, TypeVar
-from urllib.parse import urlencode, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from datetime import datetime
+from typing import TypeVar
+from urllib.parse import urlencode
 
-import httpx
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_before_delay,
-)
-from tenacity.wait import wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from etl import __version__
 from etl.api.decode import (
     BadAnswerError,
+    EmptyPageError,
     decode_chat,
     decode_page,
     decode_phone_numbers,
@@ -33,27 +21,20 @@ from etl.api.decode import (
 )
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
 from etl.api.pace import Pace
-from etl.config import Api, Token, is_loopback
-from etl.errors import (
-    AccessDeniedError,
-    ApiThrottledError,
-    ApiUnavailableError,
-    RequestRefusedError,
-    TokenRefusedError,
+from etl.api.retry import (
+    RETRY_STATUSES,
+    TransientError,
+    Tries,
+    failure_of,
+    give_up,
+    retry_after,
+    wait,
 )
+from etl.api.transport import Response, Transport
+from etl.config import Api, Token
+from etl.errors import AccessDeniedError, RequestRefusedError, TokenRefusedError
 from etl.phone import to_digits
 
-RETRY_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})
-RETRY_SECONDS: Final = 300.0  # for one request with all its tries and waits
-MAX_WAIT_SECONDS: Final = 30.0  # the longest exponential back-off
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
-
-_PATH = "/api/partner/v2"
-_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "gzip, deflate",
-    "User-Agent": f"linq-etl/{__version__}",
-}
 T = TypeVar("T")
 Decode = Callable[[bytes, datetime], T]  # takes the body and the time of the request
 
@@ -73,8 +54,8 @@ class LinqClient:
     """An async context manager; one serves all phone numbers and tokens of a process.
 
     `usage` is what was spent per phone number, under None for the run itself. `clock` gives the
-    times to record; `sleep` waits between tries. Requests raise TokenRefusedError,
-    RequestRefusedError, ApiThrottledError or ApiUnavailableError.
+    times to record; `sleep` waits between tries, by the `monotonic` clock. Requests raise
+    TokenRefusedError, RequestRefusedError, ApiThrottledError or ApiUnavailableError.
     """
 
     def __init__(
@@ -84,6 +65,7 @@ class LinqClient:
         *,
         clock: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         # The values are immutable, because the writer reads them from another thread.
         self.usage: defaultdict[str | None, ApiUsage] = defaultdict(ApiUsage)
@@ -94,22 +76,19 @@ class LinqClient:
         self._decoding = asyncio.Lock()
         self._first_try: dict[Token, asyncio.Lock] = {}
         self._tried: set[Token] = set()
+        self._accepted: set[Token] = set()
         self._refused: set[Token] = set()
-        self._shut_out: _TransientError | None = None  # set once Retry-After exceeds the budget
-        self._url = httpx.URL(config.base_url.rstrip("/") + _PATH)
-        # Shorter for connecting, so that a hanging connect is not reported as a missing answer.
-        self._timeout = httpx.Timeout(
-            config.timeout_seconds, connect=0.9 * config.timeout_seconds
-        ).as_dict()
-        self._tls = httpx.create_ssl_context()
-        self._idle: list[httpx.AsyncHTTPTransport] = []
+        self._refused_numbers: defaultdict[Token, set[str | None]] = defaultdict(set)
+        self._shut_out: TransientError | None = None  # ends every request, once it is set
+        self._monotonic = monotonic
+        self._answered_at = -1.0  # when the last good answer came
+        self._transport = Transport(config)
 
     async def __aenter__(self) -> "LinqClient":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for transport in self._idle:
-            await transport.aclose()
+        await self._transport.aclose()
 
     async def list_chats(self, context: RequestContext, page_number: int) -> Page:
         """Read one page of the list of the context's phone number; pages count from 1."""
@@ -144,24 +123,37 @@ class LinqClient:
         )
 
     async def _get(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
+        asked_at, last_answer = self._monotonic(), lambda: self._answered_at
+        tries = Tries(self._config.max_attempts, last_answer, self._monotonic, asked_at)
+
         def after(state: RetryCallState) -> None:
-            failure = _failure(state)
-            if _too_long(failure):
-                self._shut_out = failure
-            elif failure.throttled:
-                self._pace.throttled(_wait(state))
+            tries.end(state)
+            failure = failure_of(state)
+            if failure.throttled:
+                self._pace.throttled(wait(state))
+                if failure.is_too_long:
+                    self._shut_out = failure
 
         def before_sleep(_: RetryCallState) -> None:
             self.usage[context.phone_number] += ApiUsage(retries=1)
 
+        def spent(state: RetryCallState) -> Page:
+            failure = failure_of(state)
+            if failure.empty_page:
+                return failure.empty_page
+            repeated = state.attempt_number > 1
+            if repeated and self._answered_at < asked_at and not failure.is_too_long:
+                self._shut_out = failure  # Nothing gets through: the other requests end too.
+            return give_up(failure, state.attempt_number)
+
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_TransientError),
-            stop=stop_after_attempt(self._config.max_attempts) | stop_before_delay(RETRY_SECONDS),
-            wait=_wait,
+            retry=retry_if_exception_type(TransientError),
+            stop=lambda state: self._shut_out is not None or tries.are_spent(state),
+            wait=wait,
             sleep=self._sleep,
             after=after,
             before_sleep=before_sleep,
-            retry_error_callback=_give_up,
+            retry_error_callback=spent,
         )
         return await retrying(self._try, context, target, decode)
 
@@ -184,141 +176,39 @@ class LinqClient:
                 raise self._shut_out
             self.usage[context.phone_number] += ApiUsage(requests=1)
             sent_at = self._clock()
-            response, body = await self._send(context.token, target)
-            if response.status_code == 401:
-                self._refused.add(context.token)
-            if response.status_code == 429:
-                self.usage[context.phone_number] += ApiUsage(throttled=1)
-            _check_status(response, body, self._clock())
+            response = await self._transport.get(context.token, target)
+            if response.status not in RETRY_STATUSES:
+                self._answered_at = self._monotonic()
+            try:
+                self._check(context, response)
+            except BaseException:
+                self._transport.release(response)
+                raise
             self._pace.answered()
+            self._accepted.add(context.token)
         # Decode one response at a time and yield in between, so that a burst does not delay
         # requests.
-        async with self._decoding:
-            await asyncio.sleep(0)
-            try:
-                return decode(body, sent_at)
-            except BadAnswerError as error:
-                raise _TransientError(str(error)) from None
-
-    async def _send(self, token: Token, target: str) -> tuple[httpx.Response, bytes]:
-        # A transport per request in flight, reused, instead of an httpx client: its cookies,
-        # redirects and authentication, unused here, cost half as much CPU time as the request
-        # itself, and it scans all its connections several times per request.
-        transport = self._idle.pop() if self._idle else self._transport()
-        request = self._request(token, target)
         try:
-            # httpx limits each read; this limits the whole request, whose body may trickle in.
-            async with asyncio.timeout(self._config.timeout_seconds):
-                response = await transport.handle_async_request(request)
-                try:
-                    return response, await _body(response)
-                finally:
-                    await response.aclose()
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            host = request.url.host
-            raise _TransientError(_connect_failure(error), unreachable_host=host) from None
-        except (TimeoutError, httpx.TimeoutException):
-            raise _TransientError(f"no answer in {self._config.timeout_seconds:g} s") from None
-        except httpx.RequestError as error:
-            # Its text may hold the URL, and with it the phone number.
-            raise _TransientError(f"the connection broke: {type(error).__name__}") from None
+            async with self._decoding:
+                await asyncio.sleep(0)
+                return decode(response.body, sent_at)
+        except EmptyPageError as error:
+            raise TransientError(str(error), empty_page=error.page) from None
+        except BadAnswerError as error:
+            raise TransientError(str(error)) from None
         finally:
-            self._idle.append(transport)
+            self._transport.release(response)
 
-    def _request(self, token: Token, target: str) -> httpx.Request:
-        return httpx.Request(
-            "GET",
-            self._url.copy_with(raw_path=self._url.raw_path + target.encode()),
-            headers={**_HEADERS, "X-LINQ-INTEGRATION-TOKEN": token.value},
-            extensions={"timeout": self._timeout},
-        )
-
-    def _transport(self) -> httpx.AsyncHTTPTransport:
-        return httpx.AsyncHTTPTransport(
-            verify=self._tls,
-            limits=httpx.Limits(max_connections=1),
-            proxy=_proxy(self._config.base_url),
-        )
-
-
-class _TransientError(Exception):
-    """A failure that may pass.
-
-    `unreachable_host` is set if there was no connection to it, `retry_after` (seconds) if the API
-    named a time.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        throttled: bool = False,
-        retry_after: float | None = None,
-        unreachable_host: str | None = None,
-    ) -> None:
-        super().__init__(reason)
-        self.throttled = throttled
-        self.retry_after = retry_after
-        self.unreachable_host = unreachable_host
-
-
-_backoff = wait_random_exponential(multiplier=0.5, max=MAX_WAIT_SECONDS)
-
-
-def _failure(state: RetryCallState) -> _TransientError:
-    failure = state.outcome.exception() if state.outcome else None
-    assert isinstance(failure, _TransientError)  # noqa: S101  # nothing else is retried
-    return failure
-
-
-def _too_long(failure: _TransientError) -> bool:
-    return failure.retry_after is not None and failure.retry_after >= RETRY_SECONDS
-
-
-def _wait(state: RetryCallState) -> float:
-    asked = _failure(state).retry_after
-    return _backoff(state) if asked is None else asked
-
-
-def _give_up(state: RetryCallState) -> NoReturn:
-    failure, tries = _failure(state), state.attempt_number
-    ending = f", gave up after {tries} {'try' if tries == 1 else 'tries'}."
-    if _too_long(failure):
-        ending = f" and asks to wait {failure.retry_after:.0f} s, longer than a run waits."
-    if failure.throttled:
-        raise ApiThrottledError(
-            f"The API is throttling{ending} Run again later, or set a lower "
-            "api.max_requests_per_second."
-        ) from failure
-    if failure.unreachable_host:
-        raise ApiUnavailableError(
-            f"Cannot reach {failure.unreachable_host} ({failure}){ending}"
-        ) from failure
-    raise ApiUnavailableError(
-        f"The API is unavailable ({failure}){ending} Run again later."
-    ) from failure
-
-
-def _connect_failure(error: BaseException) -> str:
-    """Why there is no connection, without the addresses that the exceptions' own texts hold."""
-    cause: BaseException | None = error
-    while cause:
-        match cause:
-            case httpx.ConnectTimeout():
-                return "timed out"
-            case ssl.SSLCertVerificationError():
-                return f"TLS certificate: {cause.verify_message}"
-            case ssl.SSLError(reason=str(reason)):
-                return f"TLS: {reason.replace('_', ' ').lower()}"
-            case socket.gaierror(strerror=str(reason)):
-                return reason.lower()
-            case OSError(errno=int(number)):
-                return os.strerror(number).lower()
-            case BaseExceptionGroup():  # one exception per address that was tried
-                cause = cause.exceptions[0]
-            case _:
-                cause = cause.__cause__ or cause.__context__
-    return "no connection"
+    def _check(self, context: RequestContext, response: Response) -> None:
+        if response.status == 401:
+            numbers = self._refused_numbers[context.token]
+            numbers.add(context.phone_number)
+            # One number's 401 among good answers is that number's; else the token is refused.
+            if context.token not in self._accepted or len(numbers) > 1:
+                self._refused.add(context.token)
+        if response.status == 429:
+            self.usage[context.phone_number] += ApiUsage(throttled=1)
+        _check_status(response, self._clock())
 
 
 _REFUSED_401 = (
@@ -327,15 +217,15 @@ _REFUSED_401 = (
 )
 
 
-def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
-    status = response.status_code
+def _check_status(response: Response, now: datetime) -> None:
+    status = response.status
     if status == 200:
         return
     if status in RETRY_STATUSES:
-        raise _TransientError(
+        raise TransientError(
             f"HTTP {status}",
             throttled=status == 429,
-            retry_after=_retry_after(response.headers.get("Retry-After"), now),
+            retry_after=retry_after(response.headers.get("Retry-After"), now),
         )
     if status == 401:
         raise TokenRefusedError(_REFUSED_401)
@@ -344,8 +234,8 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
             "The API does not let this token read that (403). Use the token that the number "
             "belongs to (token_env), or ask Linq."
         )
-    code = error_code(body)
-    if response.is_redirect:
+    code = error_code(response.body)
+    if 300 <= status < 400:
         raise RequestRefusedError(
             f"The API redirects (HTTP {status}); redirects are not followed. Fix api.base_url.",
             status=status,
@@ -358,41 +248,3 @@ def _check_status(response: httpx.Response, body: bytes, now: datetime) -> None:
         status=status,
         code=code,
     )
-
-
-def _proxy(base_url: str) -> str | None:
-    """The environment's proxy for this URL; none for loopback, whose token no proxy may see."""
-    url = urlsplit(base_url)
-    host = url.hostname or ""
-    if is_loopback(host) or proxy_bypass(host):
-        return None
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-async def _body(response: httpx.Response) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.aiter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise _TransientError(f"an answer larger than {MAX_BODY_BYTES >> 20} MiB")
-    return b"".join(chunks)
-
-
-def _retry_after(header: str | None, now: datetime) -> float | None:
-    """Seconds to wait, from either form of the header (RFC 9110, 10.2.3); None if unreadable."""
-    if header is None:
-        return None
-    try:
-        return float(int(header)) if header.strip().isdigit() else _seconds_until(header, now)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _seconds_until(date: str, now: datetime) -> float:
-    moment = parsedate_to_datetime(date)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max((moment - now).total_seconds(), 0.0)

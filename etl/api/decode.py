@@ -1,13 +1,13 @@
 """Decode the API's bytes into models, or say why they are no answer.
 
-Together with models.py and records.py, the only file that knows the API's field names and error
+Together with records.py and models.py, the only file that knows the API's field names and error
 shapes.
 """
 
 import re
 from codecs import BOM_UTF8
 from datetime import datetime
-from typing import Annotated, Any, Final, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -25,10 +25,11 @@ from etl.api.records import (
 from etl.api.scan import split_items, split_members
 
 MAX_ROWS: Final = 200  # twice the most that can be asked for; the API may ignore what was asked
-MAX_NUMBERS: Final = 10_000
+MAX_NUMBERS: Final = 100_000
 MAX_COUNT: Final = 2**53
 _MAX_MEMBERS: Final = 100
 _MAX_ERROR: Final = 64 * 1024
+_NO_JSON: Final = "an answer that is not JSON, or is cut short"
 
 _Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 
@@ -119,7 +120,7 @@ def _tolerant_records(body: bytes) -> _Records:
         rows, meta = _split_page(body.removeprefix(BOM_UTF8))
         records = [decode_record(row) for row in rows]
     except ValueError:
-        _refuse_as_no_json()
+        raise BadAnswerError(_NO_JSON) from None
     chats = tuple(record for record, _ in records if isinstance(record, Chat))
     if (participants := sum(len(chat.handles or ()) for chat in chats)) > MAX_VALUES:
         raise BadAnswerError(f"a page with {participants} participants; lower api.per_page")
@@ -157,11 +158,7 @@ def _parse(text: bytes) -> Any:
     try:
         return parse(text)[0]
     except ValueError:
-        _refuse_as_no_json()
-
-
-def _refuse_as_no_json() -> NoReturn:
-    raise BadAnswerError("an answer that is not JSON, or is cut short") from None
+        raise BadAnswerError(_NO_JSON) from None
 
 
 def _meta(text: bytes) -> _WireMeta:
@@ -175,7 +172,9 @@ def _meta(text: bytes) -> _WireMeta:
 
 def _count(value: Any) -> int | None:
     """A number that `meta` may say, also as `5.0` or `"5"`; None for anything else."""
-    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value)):
+    if (isinstance(value, float) and value.is_integer()) or (
+        isinstance(value, str) and re.fullmatch(r"[0-9]{1,16}", value)
+    ):
         value = int(value)
     return value if type(value) is int and 0 <= value <= MAX_COUNT else None
 
@@ -212,7 +211,7 @@ def decode_chat(body: bytes, chat_id: int) -> Chat | Rejected:
         data = _members(body.removeprefix(BOM_UTF8), "data")["data"].strip()
         record = decode_record(data)[0] if data.startswith(b"{") else None
     except ValueError:
-        _refuse_as_no_json()
+        raise BadAnswerError(_NO_JSON) from None
     if record is None:
         raise BadAnswerError("JSON of another shape (`data` is no object)")
     if record.id not in (None, chat_id):
@@ -232,7 +231,7 @@ def decode_phone_numbers(body: bytes) -> tuple[LinqNumber, ...]:
     except msgspec.ValidationError as error:
         raise BadAnswerError(f"JSON of another shape ({error})") from None
     except ValueError:
-        _refuse_as_no_json()
+        raise BadAnswerError(_NO_JSON) from None
 
 
 def error_code(body: bytes) -> str | None:

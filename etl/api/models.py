@@ -88,7 +88,7 @@ class Page(Struct, frozen=True):
     rejected: tuple[Rejected, ...]
     texts_cleaned: int
     observed_at: datetime
-    size: int
+    size: int = 0
     is_gap: bool = False
 
     @property
@@ -120,6 +120,9 @@ class ApiUsage(Struct, frozen=True):
 
 
 _encode = msgspec.json.Encoder().encode
+_encode_canonical = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":")
+).encode
 
 
 def hash64(content: bytes) -> int:
@@ -129,4 +132,4 @@ def hash64(content: bytes) -> int:
 
 def canonical_json(value: Any) -> str:
     """JSON that is equal for equal values: keys sorted, no white space."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return _encode_canonical(value)

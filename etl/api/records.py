@@ -11,14 +11,14 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from etl.api.models import EXTRA, MAX_TEXT, Chat, Handle, Rejected, canonical_json, hash64
-from etl.api.scan import measure
+from etl.api.scan import has_more_values, is_deeper
 
 T = TypeVar("T")
 
-# Of one record. A parsed value takes up to 250 bytes, and a level of nesting two of Python's frames.
-MAX_VALUES: Final = 100_000
-MAX_DEPTH: Final = 400
-MAX_PAYLOAD: Final = 64 * 1024  # bytes of a rejected record; a longer one is cut to its head
+# Bounds of one record.
+MAX_VALUES: Final = 100_000  # a parsed one takes up to 250 bytes
+MAX_DEPTH: Final = 400  # comparing takes two of Python's 1000 frames per level
+MAX_PAYLOAD: Final = 64 * 1024  # bytes of a rejected record; of a longer one only the head is kept
 HEAD: Final = 4096
 MAX_TIME: Final = 64  # characters
 
@@ -59,28 +59,27 @@ def move_to_utc(chats: Iterable[Chat]) -> bool:
 
 
 def decode_record(text: bytes) -> tuple[Chat | Rejected, int]:
-    """Decode a chat, and count the texts cleaned. Raises ValueError if it is not JSON."""
+    """Decode a chat, and count the texts cleaned. Raises ValueError if it is not JSON.
+
+    A chat is the same, and so is its digest, whether it was decoded in one step or tolerantly.
+    """
     if reason := exceeded_bound(text):
         return Rejected(None, reason, _head(text), hash64(text)), 0
     chat = in_one_step(_decode_chat, text)
     if chat and move_to_utc((chat,)):
         return chat, 0
-    document, cleaned = parse(text)
-    try:
-        return _chat(document), cleaned
-    except ValueError as error:
-        return _reject(text, document, str(error)), cleaned
+    found, cleaned = _tolerant_chat(text)
+    return (found if isinstance(found, Chat) else _reject(text, found)), cleaned
 
 
 def exceeded_bound(text: bytes) -> str | None:
-    """Why the JSON must not be parsed."""
+    """Why the JSON must not be parsed: nested too deeply, or with too many values."""
     opening = text.count(b"[") + text.count(b"{")
-    if opening <= MAX_DEPTH and opening + text.count(b",") < MAX_VALUES:
-        return None
-    size = measure(text, max_depth=MAX_DEPTH, max_values=MAX_VALUES)
-    if size.depth > MAX_DEPTH:
+    if opening > MAX_DEPTH and is_deeper(text, MAX_DEPTH):
         return f"More than {MAX_DEPTH} levels of nesting"
-    return f"More than {MAX_VALUES} values" if size.values > MAX_VALUES else None
+    if opening + text.count(b",") >= MAX_VALUES and has_more_values(text, MAX_VALUES):
+        return f"More than {MAX_VALUES} values"
+    return None
 
 
 def parse(text: bytes) -> tuple[Any, int]:
@@ -93,7 +92,7 @@ def parse(text: bytes) -> tuple[Any, int]:
         dirty = _NUL in text  # msgspec refuses lone surrogates
     except ValueError:
         document, dirty = _lenient_json(text), True
-    return _clean(document) if dirty else (document, 0)
+    return _clean(document) if dirty or len(text) > MAX_TEXT else (document, 0)
 
 
 def _lenient_json(text: bytes) -> Any:
@@ -119,44 +118,49 @@ def _integer(text: str) -> int | str:
 def _clean(value: Any) -> tuple[Any, int]:
     if isinstance(value, str):
         if len(value) > MAX_TEXT:
-            return value, 0  # its record will be rejected for it, and cut to its head
+            return value[: MAX_TEXT + 1], 0  # still too long, so that its record is rejected
         text, found = _UNSTORABLE.subn("\ufffd", value)
         return text, min(found, 1)
     if isinstance(value, list):
-        items = [_clean(item) for item in value]
+        items = [*map(_clean, value)]
         return [item for item, _ in items], sum(count for _, count in items)
     if isinstance(value, dict):
-        pairs = [(_clean(key), _clean(item)) for key, item in value.items()]
+        pairs = [*zip(map(_clean, value), map(_clean, value.values()), strict=True)]
         return {k: v for (k, _), (v, _) in pairs}, sum(n + m for (_, n), (_, m) in pairs)
     return value, 0
 
 
-def _chat(item: Any) -> Chat:
-    record = _fold_unknown(item, _CHAT_FIELDS)
-    if isinstance(record, dict) and isinstance(handles := record.get("chat_handles"), list):
-        # Copied, because a rejected record is stored as it was sent.
-        record = {**record, "chat_handles": [_handle(*each) for each in enumerate(handles)]}
-    return msgspec.convert(record, Chat)
+def _tolerant_chat(text: bytes) -> tuple[Chat | str, int]:
+    """A chat or the reason why it is none, and the number of texts cleaned."""
+    document, cleaned = parse(text)
+    try:
+        return _chat(document), cleaned
+    except ValueError as error:
+        return str(error), cleaned
 
 
-def _handle(position: int, item: Any) -> Any:
-    record = _fold_unknown(item, _HANDLE_FIELDS)
-    if isinstance(record, dict) and isinstance(text := record.get("joined_at"), str):
-        if (joined_at := _time(text)) is None:
-            # Without the text, which may be personal.
-            raise ValueError(f"Not a time - at `$.chat_handles[{position}].joined_at`")
-        record = {**record, "joined_at": joined_at}
-    return record
+def _chat(document: Any) -> Chat:
+    """Convert the document, which this changes."""
+    _fold_unknown(document, _CHAT_FIELDS)
+    if isinstance(document, dict) and isinstance(handles := document.get("chat_handles"), list):
+        for position, handle in enumerate(handles):
+            _fold_unknown(handle, _HANDLE_FIELDS)
+            if isinstance(handle, dict) and isinstance(text := handle.get("joined_at"), str):
+                if (time := _time(text)) is None:
+                    # Without the text, which may be personal.
+                    raise ValueError(f"Not a time - at `$.chat_handles[{position}].joined_at`")
+                handle["joined_at"] = time
+    return msgspec.convert(document, Chat)
 
 
-def _fold_unknown(record: Any, fields: frozenset[str]) -> Any:
+def _fold_unknown(record: Any, fields: frozenset[str]) -> None:
     """Move the fields that this version does not know into one canonical text."""
     if not isinstance(record, dict) or record.keys() <= fields:
-        return record
-    extra = canonical_json({name: record[name] for name in record.keys() - fields})
+        return
+    extra = canonical_json({name: record.pop(name) for name in record.keys() - fields})
     if len(extra) > MAX_TEXT:
         raise ValueError(f"Unknown fields of more than {MAX_TEXT} characters")
-    return {name: value for name, value in record.items() if name in fields} | {EXTRA: extra}
+    record[EXTRA] = extra
 
 
 def _time(text: str) -> datetime | None:
@@ -173,7 +177,8 @@ def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _reject(text: bytes, document: Any, reason: str) -> Rejected:
+def _reject(text: bytes, reason: str) -> Rejected:
+    document, _ = parse(text)
     chat_id = document.get("id") if isinstance(document, dict) else None
     known = chat_id if type(chat_id) is int and -(2**63) <= chat_id < 2**63 else None
     if len(text) > MAX_PAYLOAD:

@@ -6,47 +6,40 @@ not spoil its page. What lies between them is left to the parser of each part.
 
 import json
 import re
-from typing import Final, NamedTuple
+from itertools import islice
+from typing import Final
 
 # All possessive: any other repetition remembers each step, and tries them all again when it fails.
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _FLAT: Final = rb'(?:[^"\[\]{}]++|%b)*+' % _STRING  # no brackets
 _LEAF: Final = rb"[\[{]%b[\]}]" % _FLAT  # an array or object without another one in it
-# Up to the next bracket of a container that is no leaf; directly inside the outermost one, or the
-# next comma.
-_INSIDE: Final = re.compile(rb'(?:[^"\[\]{}]++|%b|%b)*+[\[{\]}]' % (_STRING, _LEAF), re.DOTALL)
-_OUTERMOST: Final = re.compile(
-    rb'(?:[^"\[\]{},]++|%b|%b)*+[\[{\]},]' % (_STRING, _LEAF), re.DOTALL
+# The next brackets of containers that are no leaves; in the outermost one, or the next comma.
+_BRACKETS: Final = rb"[\[{](?:[\[{](?=[\[{]))*+|[\]}]++"
+_INSIDE: Final = re.compile(
+    rb'(?:[^"\[\]{}]++|%b|%b)*+(%b)' % (_STRING, _LEAF, _BRACKETS), re.DOTALL
 )
-_TOKEN: Final = re.compile(rb"%b|[\[{\]},]" % _STRING, re.DOTALL)
+_OUTERMOST: Final = re.compile(
+    rb'(?:[^"\[\]{},]++|%b|%b)*+(%b|,)' % (_STRING, _LEAF, _BRACKETS), re.DOTALL
+)
+_VALUE: Final = re.compile(rb"%b|([\[{,])" % _STRING, re.DOTALL)
 _MEMBER: Final = re.compile(rb"\s*+(%b)\s*+:(.*)" % _STRING, re.DOTALL)
-_OPENING, _CLOSING, _COMMA = b"[{", b"]}", ord(",")
+_OPENING, _COMMA = b"[{", ord(",")
 
 
-class Size(NamedTuple):
-    """How many levels of arrays and objects JSON has, and how many values."""
+def is_deeper(text: bytes, limit: int) -> bool:
+    """Whether JSON has more levels of arrays and objects."""
+    depth = end = 0
+    while depth < limit and (token := _INSIDE.match(text, end)):
+        end = token.end()
+        levels = end - token.start(1)
+        depth += levels if text[end - 1] in _OPENING else -levels
+    return depth >= limit  # and a leaf in the last one
 
-    depth: int
-    values: int
 
-
-def measure(text: bytes, *, max_depth: int, max_values: int) -> Size:
-    """Measure until a bound is exceeded."""
-    depth = deepest = 0
-    values = 1
-    for token in _TOKEN.finditer(text):
-        kind = text[token.start()]
-        if kind in _OPENING:
-            depth += 1
-            deepest = max(deepest, depth)
-            values += 1
-        elif kind in _CLOSING:
-            depth -= 1
-        elif kind == _COMMA:
-            values += 1
-        if deepest > max_depth or values > max_values:
-            break
-    return Size(deepest, values)
+def has_more_values(text: bytes, limit: int) -> bool:
+    """Whether JSON holds more values."""
+    beyond = islice((token for token in _VALUE.finditer(text) if token[1]), limit, None)
+    return next(beyond, None) is not None
 
 
 def split_items(array: bytes, limit: int) -> list[bytes]:
@@ -72,19 +65,17 @@ def _split(text: bytes, brackets: bytes, limit: int) -> list[bytes]:
         raise ValueError("other brackets")
     parts: list[bytes] = []
     depth = start = end = 1
-    while depth:
+    while depth > 0:
         token = (_OUTERMOST if depth == 1 else _INSIDE).match(text, end)
-        if not token or len(parts) > limit:
+        if not token or len(parts) == limit:
             raise ValueError("cut short, or too many parts")
         end = token.end()
-        kind = text[end - 1]
-        if kind in _OPENING:
-            depth += 1
-        elif kind in _CLOSING:
-            depth -= 1
-        if kind == _COMMA or not depth:
+        kind, levels = text[end - 1], end - token.start(1)
+        if kind != _COMMA:
+            depth += levels if kind in _OPENING else -levels
+        if kind == _COMMA or depth == 0:
             parts.append(text[start : end - 1])
             start = end
-    if end != len(text):
+    if depth < 0 or end != len(text):
         raise ValueError("followed by something else")
     return parts if len(parts) > 1 or parts[0].strip() else []

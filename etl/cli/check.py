@@ -1,6 +1,7 @@
 """The body of `check`: configuration, token, numbers, database, schema; a finding each."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -8,15 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, inspect
+
 from etl.api.client import LinqClient, RequestContext
 from etl.api.pace import Pace
 from etl.cli.context import open_database
 from etl.cli.output import Row, counted
 from etl.config import Config, PhoneNumber, Token, load_config
 from etl.db import schema
-from etl.db.engine import describe, reading
-from etl.db.tables import REVISION
-from etl.errors import ConfigError, EtlError, RequestRefusedError, SchemaError
+from etl.db.backends import backend
+from etl.db.engine import describe, missing_file, reading
+from etl.db.tables import REVISION, metadata
+from etl.errors import ConfigError, DatabaseError, EtlError, RequestRefusedError, SchemaError
 from etl.phone import e164_or_none, shortened
 
 
@@ -116,12 +120,40 @@ def _numbers_finding(numbers: Sequence[PhoneNumber], visible: set[str]) -> Findi
 
 
 def _check_database(config: Config, findings: list[Finding]) -> None:
-    with _finding_on_error(findings, "database"), open_database(config) as engine:
-        with reading(engine) as connection:
-            connection.exec_driver_sql("SELECT 1")
-        findings.append(Finding("database", f"answers: {describe(engine)}"))
-        with _finding_on_error(findings, "schema"):
-            findings.append(_schema_finding(schema.current(engine), config))
+    with _finding_on_error(findings, "database"):
+        if missing := missing_file(config.database.url):
+            findings.append(_new_file_finding(missing))
+            findings.append(_schema_finding(None, config))
+            return
+        with open_database(config) as engine, reading(engine) as connection:
+            findings += _examine(connection, config)
+            with _finding_on_error(findings, "schema"):
+                revision = schema.usable_revision(connection)
+                findings.append(_schema_finding(revision, config))
+                if revision == REVISION and (lacking := schema.lacking(connection)):
+                    problem = f"It lacks {', '.join(lacking)}. Restore a backup."
+                    findings[-1] = Finding("schema", problem, SchemaError.exit_code)
+
+
+def _new_file_finding(path: Path) -> Finding:
+    if os.access(path.parent, os.W_OK | os.X_OK):
+        return Finding("database", f"{path} does not exist yet; the first sync creates it")
+    state = "may not be written" if path.parent.is_dir() else "does not exist"
+    problem = f"{path} cannot be created: its folder {state}; see database.url"
+    return Finding("database", problem, DatabaseError.exit_code)
+
+
+def _examine(connection: Connection, config: Config) -> Iterator[Finding]:
+    """What a sync needs of the database; nothing is written."""
+    revision = schema.read_revision(connection)
+    existing = set(inspect(connection).get_table_names()) & set(metadata.tables)
+    creates = revision != REVISION and config.database.auto_upgrade
+    examination = backend(connection.dialect).examine(connection, existing, creates=creates)
+    for problem in examination.problems:
+        yield Finding("database", problem, DatabaseError.exit_code)
+    if not examination.problems:
+        detail = f"answers: {describe(connection.engine)}"
+        yield Finding("database", "; ".join(filter(None, (detail, examination.note))))
 
 
 def _schema_finding(revision: str | None, config: Config) -> Finding:

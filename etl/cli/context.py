@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from etl import config as configuration
 from etl.cli.logs import configure_log
 from etl.config import Config, PhoneNumber
-from etl.errors import ConfigError, DatabaseError, RunInterruptedError
+from etl.errors import (
+    ConfigError,
+    DatabaseError,
+    DatabaseUnavailableError,
+    RunInterruptedError,
+    SchemaError,
+)
 from etl.phone import to_e164
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 # Commands import SQLAlchemy, httpx, Rich and the like inside functions, so that help and a mistake
 # in the configuration answer at once.
@@ -66,10 +72,10 @@ def open_database(
     With `existing`, no file is created, and the schema must be current unless it may be `empty`.
     """
     from etl.db import schema
-    from etl.db.engine import open_engine
+    from etl.db.engine import missing_file, open_engine
 
-    if existing:
-        _ensure_file(config.database.url)
+    if existing and (missing := missing_file(config.database.url)):
+        raise DatabaseError(f"There is no database file {missing}. Run `linq-etl sync` first.")
     engine = open_engine(config.database.url)
     try:
         if existing and not empty:
@@ -79,35 +85,77 @@ def open_database(
         engine.dispose()
 
 
-def _ensure_file(url: str) -> None:
-    path = url.removeprefix("sqlite:///")
-    if path != url and not Path(path).exists():
-        raise DatabaseError(f"there is no database file {path}; run `linq-etl sync` first")
+@contextmanager
+def open_run_log(config: Config) -> Iterator["Connection"]:
+    """A connection that reads the run log, as far as an older or newer schema has it.
+
+    So monitoring works while a new version is rolled out.
+    """
+    from etl.db import schema
+    from etl.db.engine import reading
+    from etl.db.tables import REVISION
+
+    with open_database(config, existing=True, empty=True) as engine:
+        revision = schema.current(engine)
+        if revision is None:
+            schema.ensure_current(engine, upgrade_allowed=False)
+        try:
+            with reading(engine) as connection:
+                yield connection
+        except DatabaseUnavailableError:
+            raise
+        except DatabaseError as error:
+            if revision == REVISION:
+                raise
+            raise SchemaError(
+                f"The run log of revision {revision} cannot be read by this version of linq-etl, "
+                f"which needs {REVISION}. Upgrade the older of the two."
+            ) from error
 
 
 def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
-    """Run a job; the first SIGINT or SIGTERM cancels it, a second one kills the process.
+    """Run a job; the first SIGINT, SIGTERM or SIGHUP cancels it, a second one kills the process.
 
     Raises RunInterruptedError once the cancelled job has cleaned up.
     """
+    handlers = {each: signal.getsignal(each) for each in _ENDS_AS}
+    watched = [each for each in _ENDS_AS if not _is_ignored_hangup(each)]
     received: list[int] = []
 
     async def interruptible() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task  # noqa: S101  # a running coroutine has a task
 
-        def interrupt(number: int) -> None:
+        # Not a handler of the loop's: a second signal must end the process even if the loop hangs.
+        def interrupt(number: int, _: object) -> None:
             received.append(number)
-            for each in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(each)
+            for each in watched:
                 signal.signal(each, signal.SIG_DFL)
-            task.cancel()
+            with suppress(RuntimeError):  # The loop has just ended.
+                loop.call_soon_threadsafe(task.cancel)
 
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(each, interrupt, each)
+        for each in watched:
+            signal.signal(each, interrupt)
         return await job
 
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
-        raise RunInterruptedError(received[0]) from None
+        raise RunInterruptedError(_ENDS_AS[signal.Signals(received[0])]) from None
+    finally:
+        if not received:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+
+
+# The signals that end a job, and the one whose exit code it then has.
+_ENDS_AS = {
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+}
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    """Whether the process was started by nohup, or the like."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN

@@ -1,13 +1,12 @@
 """The commands that look: runs, status, check and phone-numbers."""
 
-import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import click
 
-from etl.cli.context import GlobalOptions, open_database, run_interruptible
+from etl.cli.context import GlobalOptions, open_run_log, run_interruptible
 from etl.cli.output import Row, json_option, print_json, print_run, print_table, print_text
+from etl.cli.parameters import Duration, WholeNumber
 from etl.errors import ConfigError
 
 _RUN_COLUMNS = (
@@ -27,25 +26,10 @@ _RUN_COLUMNS = (
 _STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completeness", "total_count")
 
 
-class Duration(click.ParamType[timedelta]):
-    """A time span such as 90s, 15m, 2h or 1d."""
-
-    name = "duration"
-    _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        match = re.fullmatch(r"(\d+)([smhd])", value)
-        if not match or len(match[1]) > 6:
-            self.fail(f"{value!r} is not a time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
-        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
-
-
 @click.command()
-@click.argument("run_id", type=click.IntRange(1, 2**63 - 1), required=False)
+@click.argument("run_id", type=WholeNumber(1, 2**63 - 1), required=False)
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many runs."
+    "--limit", type=WholeNumber(1, 10_000), default=20, show_default=True, help="How many runs."
 )
 @json_option
 @click.pass_obj
@@ -58,14 +42,12 @@ def runs(options: GlobalOptions, run_id: int | None, limit: int, as_json: bool) 
       linq-etl runs 42 --json
     """
     from etl.db import run_log
-    from etl.db.engine import reading
 
-    config = options.load_config(offline=True)
-    with open_database(config, existing=True) as engine, reading(engine) as connection:
+    with open_run_log(options.load_config(offline=True)) as connection:
         record = run_log.get_run(connection, run_id) if run_id is not None else None
         records = run_log.list_runs(connection, limit) if run_id is None else []
     if run_id is not None and record is None:
-        raise ConfigError(f"there is no run {run_id}; `linq-etl runs` lists them")
+        raise ConfigError(f"There is no run {run_id}. `linq-etl runs` lists them.")
     if as_json:
         print_json(record or records)
     elif record:
@@ -89,10 +71,9 @@ def status(options: GlobalOptions, max_age: timedelta | None, as_json: bool) -> 
       linq-etl status --max-age 2h || page-somebody
     """
     from etl.db import run_log
-    from etl.db.engine import reading
 
     config = options.load_config(offline=True)
-    with open_database(config, existing=True) as engine, reading(engine) as connection:
+    with open_run_log(config) as connection:
         known = {row["phone_number"]: row for row in run_log.last_good_syncs(connection)}
     now = datetime.now(UTC)
     configured = [number.e164 for number in config.sync.phone_numbers]

@@ -9,7 +9,14 @@ import click
 from msgspec import structs
 
 from etl.cli.context import GlobalOptions, chosen_numbers, open_database, run_interruptible
-from etl.cli.output import json_option, print_error, print_json, print_text
+from etl.cli.output import (
+    json_option,
+    print_error,
+    print_json,
+    print_text,
+    report_lost_output,
+)
+from etl.cli.parameters import Number, WholeNumber
 from etl.config import Config
 from etl.errors import ConfigError
 
@@ -21,9 +28,19 @@ if TYPE_CHECKING:
     from etl.sync.run import RunResult
 
 BACKFILL_RPS = 5.0  # requests per second, unless --max-rps or the configuration says otherwise
+_PAGE = WholeNumber(1, 2**31 - 1)  # as far as the database's columns go
 
 
-@click.command()
+class Job(click.Command):
+    """A command whose exit code tells of its work, even if its output was not written."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        code: int = super().invoke(ctx)
+        report_lost_output()
+        return code
+
+
+@click.command(cls=Job)
 @click.option(
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
 )
@@ -73,15 +90,15 @@ def sync(
     return _run(options, config, run_options, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Job)
 @click.option(
     "--phone-number", "chosen", multiple=True, required=True, metavar="N", help="Repeatable."
 )
-@click.option("--first-page", type=click.IntRange(1), help="Start at this page, not at page 1.")
-@click.option("--last-page", type=click.IntRange(1), help="Stop after this page.")
+@click.option("--first-page", type=_PAGE, help="Start at this page, not at page 1.")
+@click.option("--last-page", type=_PAGE, help="Stop after this page.")
 @click.option(
     "--max-rps",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0.001, 100_000),
     help=f"Requests per second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
 )
 @json_option
@@ -120,10 +137,10 @@ def backfill(
     return _run(options, replace(config, api=api), run_options, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=Job)
 @click.option(
     "--sample",
-    type=click.IntRange(1, 100_000),
+    type=WholeNumber(1, 100_000),
     default=300,
     show_default=True,
     help="How many chats.",
@@ -165,14 +182,16 @@ def _run(
 
     async def job(engine: "Engine", progress: "Progress") -> "RunResult":
         pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-        async with LinqClient(config.api, pace, clock=database_clock(engine)) as client:
+        async with LinqClient(config.api, pace, clock=clock) as client:
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
-    with open_database(config) as engine, _progress(options, config) as progress:
+    with open_database(config) as engine:
         ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
+        clock = database_clock(engine)  # Not in the job, whose signals it would hold up.
         _collect_garbage_rarely()
-        result = run_interruptible(job(engine, progress))
-        progress.run_ended(result.record)
+        with _progress(options, config) as progress:
+            result = run_interruptible(job(engine, progress))
+            progress.run_ended(result.record)
     if as_json:
         print_json(result.record)
     for error in result.errors:
@@ -183,7 +202,7 @@ def _run(
 def _progress(options: GlobalOptions, config: Config) -> "Progress":
     """Bars on a terminal, else log lines."""
     as_json = options.log_json or config.log.json
-    if as_json or not sys.stderr or not sys.stderr.isatty():  # None if the shell has closed it
+    if as_json or not sys.stderr.isatty():
         from etl.sync.progress import LogProgress
 
         return LogProgress()

@@ -13,6 +13,9 @@ def configure_log(*, as_json: bool, quiet: bool = False) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     LOGGER.handlers = [handler]
+    # Without a handler at the root, Python prints the libraries' warnings, tracebacks included.
+    if not logging.root.handlers:
+        logging.root.addHandler(logging.NullHandler())
     LOGGER.propagate = False
     LOGGER.setLevel(logging.ERROR if quiet else logging.INFO)
 

@@ -12,9 +12,10 @@ from etl.cli.context import GlobalOptions
 from etl.cli.inspect import check, phone_numbers, runs, status
 from etl.cli.jobs import backfill, sync, verify
 from etl.cli.logs import configure_log
-from etl.cli.output import discard_stdout, print_error
+from etl.cli.output import print_error, report_lost_output
 from etl.cli.play import demo, sandbox
 from etl.cli.schema import db
+from etl.cli.streams import protect_streams
 from etl.errors import ConfigError, EtlError
 
 
@@ -50,15 +51,22 @@ for command in (
 
 def main() -> None:
     """Run the process's command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    protect_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Under nohup it is ignored.
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback while Python shuts down.
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line, print its error if any, and return the documented exit code."""
     try:
         code = cli.main([*arguments], prog_name="linq-etl", standalone_mode=False)
-        if sys.stdout:  # None if the shell has closed it
-            sys.stdout.flush()
+        if report_lost_output():
+            code = EtlError.exit_code
     except EtlError as error:
         print_error(str(error))
         code = error.exit_code
@@ -68,17 +76,14 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted")
         code = 128 + signal.SIGINT
-    except (BrokenPipeError, SystemExit):  # click turns the one into the other
-        discard_stdout()
-        code = 0
     except OSError as error:
-        discard_stdout()
-        print_error(f"cannot write the output: {error.strerror}")
+        log.crash(error)
+        print_error(f"The operating system refused something: {error.strerror}. See the log above.")
         code = EtlError.exit_code
     except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
         log.crash(error)
         print_error(
-            f"unexpected error ({type(error).__name__}); please report it with the log above"
+            f"Unexpected error ({log.name_of(error)}). Please report it with the log above."
         )
         code = EtlError.exit_code
     return int(code or 0)

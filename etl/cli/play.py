@@ -7,17 +7,39 @@ import click
 
 from etl.cli.context import GlobalOptions, run_interruptible
 from etl.cli.logs import configure_log
+from etl.cli.output import print_text
+from etl.cli.parameters import Number, WholeNumber
+from etl.errors import ConfigError
 
 if TYPE_CHECKING:
     from etl.sandbox.world import Order
 
+_SHARE = Number(0, 1)
+_PER_PAGE = Number(0, 1000)
+
 
 @click.command()
 @click.option(
-    "--port", default=8765, show_default=True, help="Port on 127.0.0.1; 0 picks a free one."
+    "--port",
+    type=WholeNumber(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port on 127.0.0.1; 0 picks a free one.",
 )
-@click.option("--chats", default=500, show_default=True, help="Chats per number.")
-@click.option("--seed", default=1, show_default=True, help="Another seed invents other data.")
+@click.option(
+    "--chats",
+    type=WholeNumber(0, 1_000_000),
+    default=500,
+    show_default=True,
+    help="Chats per number.",
+)
+@click.option(
+    "--seed",
+    type=WholeNumber(0, 2**63 - 1),
+    default=1,
+    show_default=True,
+    help="Another seed invents other data.",
+)
 @click.option(
     "--order",
     type=click.Choice(["id", "id-desc", "recency", "shuffled"]),
@@ -25,8 +47,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="The list's order.",
 )
-@click.option("--latency", default=0.0, help="Seconds before each answer.")
-@click.option("--rate-limit", type=float, help="Answer 429 above so many requests per second.")
+@click.option("--latency", type=Number(0, 3600), default=0.0, help="Seconds before each answer.")
+@click.option(
+    "--rate-limit",
+    type=Number(0.001, 100_000),
+    help="Answer 429 above so many requests per second.",
+)
 @click.option(
     "--retry-after",
     type=click.Choice(["none", "seconds", "date"]),
@@ -34,16 +60,21 @@ if TYPE_CHECKING:
     show_default=True,
     help="Retry-After header on 429: none, seconds or date.",
 )
-@click.option("--server-error", default=0.0, help="Share of 5xx answers, 0 to 1.")
-@click.option("--html", default=0.0, help="Share of answers that are an HTML page.")
-@click.option("--drop", default=0.0, help="Share of dropped connections.")
-@click.option("--cut", default=0.0, help="Share of answers cut short.")
-@click.option("--jumps", default=0.0, help="Chats that jump to the list's head after each page.")
-@click.option("--creates", default=0.0, help="Chats created after each page.")
-@click.option("--deletes", default=0.0, help="Chats deleted after each page.")
-@click.option("--renames", default=0.0, help="Chats renamed after each page.")
-@click.option("--joins", default=0.0, help="Participants joining after each page.")
-@click.option("--leaves", default=0.0, help="Participants leaving after each page.")
+@click.option("--server-error", type=_SHARE, default=0.0, help="Share of 5xx answers, 0 to 1.")
+@click.option("--html", type=_SHARE, default=0.0, help="Share of answers that are an HTML page.")
+@click.option("--drop", type=_SHARE, default=0.0, help="Share of dropped connections.")
+@click.option("--cut", type=_SHARE, default=0.0, help="Share of answers cut short.")
+@click.option(
+    "--jumps",
+    type=_PER_PAGE,
+    default=0.0,
+    help="Chats that jump to the list's head after each page.",
+)
+@click.option("--creates", type=_PER_PAGE, default=0.0, help="Chats created after each page.")
+@click.option("--deletes", type=_PER_PAGE, default=0.0, help="Chats deleted after each page.")
+@click.option("--renames", type=_PER_PAGE, default=0.0, help="Chats renamed after each page.")
+@click.option("--joins", type=_PER_PAGE, default=0.0, help="Participants joining after each page.")
+@click.option("--leaves", type=_PER_PAGE, default=0.0, help="Participants leaving after each page.")
 def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> None:
     """Serve an imitation of the Linq API with invented data.
 
@@ -59,16 +90,19 @@ def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> N
 
     motion = {name: rates.pop(name) for name in Motion.__dataclass_fields__}
     world = build_world(seed=seed, chats_per_number=chats, order=order)
-    server = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
-    click.echo(f"The sandbox answers at {server.url}; Ctrl-C stops it. In another shell:\n")
-    click.echo(f"  export LINQ_ETL_API__BASE_URL={server.url}")
-    click.echo("  export LINQ_INTEGRATION_TOKEN=sandbox-token")
-    click.echo(f"  export LINQ_ETL_SYNC__PHONE_NUMBERS={','.join(world.numbers)}")
-    click.echo("  linq-etl sync")
+    try:
+        server = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
+    except OSError as error:
+        raise ConfigError(f"--port: port {port} cannot be used: {error.strerror}") from None
+    print_text(f"The sandbox answers at {server.url}; Ctrl-C stops it. In another shell:\n")
+    print_text(f"  export LINQ_ETL_API__BASE_URL={server.url}")
+    print_text("  export LINQ_INTEGRATION_TOKEN=sandbox-token")
+    print_text(f"  export LINQ_ETL_SYNC__PHONE_NUMBERS={','.join(world.numbers)}")
+    print_text("  linq-etl sync")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        click.echo("")
+        print_text("")
 
 
 @click.command()

@@ -5,6 +5,7 @@ import sys
 import click
 
 from etl.cli.context import GlobalOptions, open_database
+from etl.cli.output import print_text
 from etl.errors import ConfigError, SchemaError
 
 
@@ -25,7 +26,7 @@ def upgrade(options: GlobalOptions) -> None:
     from etl.db import schema
 
     with open_database(options.load_config(offline=True)) as engine:
-        click.echo(f"the schema is at revision {schema.upgrade(engine)}")
+        print_text(f"the schema is at revision {schema.upgrade(engine)}")
 
 
 @db.command()
@@ -42,7 +43,7 @@ def current(options: GlobalOptions) -> None:
 
     config = options.load_config(offline=True)
     with open_database(config, existing=True, empty=True) as engine:
-        click.echo(f"{schema.current(engine) or 'empty'} (this program needs {REVISION})")
+        print_text(f"{schema.current(engine) or 'empty'} (this program needs {REVISION})")
 
 
 @db.command("check")
@@ -63,7 +64,7 @@ def check_schema(options: GlobalOptions) -> None:
         differences = schema.differences(engine)
     if differences:
         raise SchemaError(f"the schema is not as expected: {differences}")
-    click.echo("the schema is as expected")
+    print_text("the schema is as expected")
 
 
 @db.command()
@@ -86,7 +87,7 @@ def downgrade(options: GlobalOptions, revision: str, yes: bool) -> None:
         _confirm_downgrade(revision)
     with open_database(config, existing=True, empty=True) as engine:
         schema.downgrade(engine, revision)
-        click.echo(f"the schema is at revision {schema.current(engine) or 'base'}")
+        print_text(f"the schema is at revision {schema.current(engine) or 'base'}")
 
 
 def _confirm_downgrade(revision: str) -> None:

@@ -40,7 +40,7 @@ def protect_streams() -> None:
         pass
     os.close(descriptor)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (_protected(sys.stdout, 1), _protected(sys.stderr, 2))
 
 

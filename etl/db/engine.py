@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import make_url
@@ -21,6 +22,12 @@ def open_engine(url: str) -> Engine:
     """
     parsed = make_url(url)
     return backend_of_url(parsed).create_engine(parsed)
+
+
+def missing_file(url: str) -> Path | None:
+    """The SQLite file that opening this URL would create; None if it would create none."""
+    parsed = make_url(url)
+    return backend_of_url(parsed).missing_file(parsed)
 
 
 @contextmanager
@@ -57,7 +64,8 @@ def database_clock(engine: Engine) -> Callable[[], datetime]:
 def describe(engine: Engine) -> str:
     """The database's URL without its password."""
     # The URL's query may hold a password too.
-    return engine.url.set(query={}).render_as_string(hide_password=True)
+    hosts = {name: engine.url.query[name] for name in ("host", "port") if name in engine.url.query}
+    return engine.url.set(query=hosts).render_as_string(hide_password=True)
 
 
 def _now() -> datetime:

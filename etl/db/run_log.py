@@ -27,6 +27,7 @@ from etl import __version__
 from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
+from etl.db.schema import columns_of
 from etl.db.tables import (
     COUNTS,
     Completeness,
@@ -41,6 +42,8 @@ Record = dict[str, Any]
 
 # A number that ended like this was synced.
 GOOD: Final[tuple[Status, ...]] = ("succeeded", "partial")
+# How the reason of a number begins that was not read to its end because the requests ran out.
+BUDGET_REASON: Final = "budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def close_number(
             **_counts_of(outcome.usage),
         )
     )
-    if outcome.completeness:
+    if outcome.completeness and outcome.evidence.get("missing") is not None:
         first_load = and_(
             phone_numbers.c.phone_number == phone_number, phone_numbers.c.first_loaded_at.is_(None)
         )
@@ -225,7 +228,9 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
 def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
     """Where a backfill starts: `margin` pages before an interrupted one ended, else at page 1."""
     row = _last_entry(connection, phone_number, before)
-    if row is None or row.command != "backfill" or row.status in GOOD:
+    if row is None or row.command != "backfill":
+        return 1
+    if row.status in GOOD and not (row.reason or "").startswith(BUDGET_REASON):
         return 1
     return max(int(row.first_page or 1) + int(row.pages) - margin, 1)
 
@@ -293,17 +298,19 @@ def _sums(run_id: int, usage: ApiUsage) -> dict[str, ColumnElement[Any]]:
 
 def list_runs(connection: Connection, limit: int) -> list[Record]:
     """The latest runs, newest first."""
-    rows = connection.execute(select(sync_runs).order_by(sync_runs.c.id.desc()).limit(limit))
+    columns = columns_of(connection, sync_runs).values()
+    rows = connection.execute(select(*columns).order_by(sync_runs.c.id.desc()).limit(limit))
     return [_public(row) for row in rows.mappings()]
 
 
 def get_run(connection: Connection, run_id: int) -> Record | None:
     """A run with its numbers under `numbers`; None if there is no such run."""
-    run = connection.execute(select(sync_runs).where(sync_runs.c.id == run_id)).mappings().first()
+    columns = columns_of(connection, sync_runs).values()
+    run = connection.execute(select(*columns).where(sync_runs.c.id == run_id)).mappings().first()
     if run is None:
         return None
     numbers = connection.execute(
-        select(sync_run_numbers)
+        select(*columns_of(connection, sync_run_numbers).values())
         .where(sync_run_numbers.c.run_id == run_id)
         .order_by(sync_run_numbers.c.phone_number)
     )
@@ -312,10 +319,10 @@ def get_run(connection: Connection, run_id: int) -> Record | None:
 
 def last_good_syncs(connection: Connection) -> list[Record]:
     """For each number ever configured: its last complete reading; nulls if there is none."""
-    table = sync_run_numbers
+    table, columns = sync_run_numbers, columns_of(connection, sync_run_numbers)
     last = (
         select(table.c.phone_number, func.max(table.c.run_id).label("run_id"))
-        .where(table.c.status.in_(GOOD), table.c.completeness.is_not(None))
+        .where(columns["status"].in_(GOOD), columns["completeness"].is_not(None))
         .group_by(table.c.phone_number)
         .subquery()
     )
@@ -323,12 +330,12 @@ def last_good_syncs(connection: Connection) -> list[Record]:
     rows = connection.execute(
         select(
             phone_numbers.c.phone_number,
-            phone_numbers.c.label,
+            columns_of(connection, phone_numbers)["label"],
             table.c.run_id,
-            table.c.finished_at.label("last_good_sync"),
-            table.c.completeness,
-            table.c.reason,
-            table.c.total_count,
+            columns["finished_at"].label("last_good_sync"),
+            columns["completeness"],
+            columns["reason"],
+            columns["total_count"],
         )
         .outerjoin(last, last.c.phone_number == phone_numbers.c.phone_number)
         .outerjoin(table, entry)

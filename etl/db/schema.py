@@ -7,13 +7,25 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, Connection, Engine, MetaData, Table, Text, inspect, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    inspect,
+    null,
+    select,
+)
+from sqlalchemy.exc import NoSuchTableError
 
 from etl.db.backends import backend
 from etl.db.engine import reading, writing
-from etl.db.tables import REVISION, VERSION_TABLE
+from etl.db.tables import REVISION, VERSION_TABLE, VIEWS, metadata
 from etl.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -26,15 +38,16 @@ _version = Table(VERSION_TABLE, MetaData(), Column("version_num", Text))
 def current(engine: Engine) -> str | None:
     """The database's revision; None before the first upgrade."""
     with reading(engine) as connection:
-        return _revision(connection)
+        return read_revision(connection)
 
 
 def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
     """Upgrade an older or empty schema, if that is allowed.
 
-    Raises SchemaError if it is not allowed, or if the revision is unknown.
+    Raises SchemaError if it is not allowed, if the revision is unknown, or as `ensure_usable`.
     """
-    revision = current(engine)
+    with reading(engine) as connection:
+        revision = usable_revision(connection)
     if revision == REVISION:
         return
     ensure_known(revision)
@@ -42,6 +55,12 @@ def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
         state = "has no tables yet" if revision is None else f"is at the older revision {revision}"
         raise SchemaError(f"the database {state}; run `linq-etl db upgrade`")
     upgrade(engine)
+
+
+def ensure_usable(engine: Engine) -> None:
+    """Raise SchemaError if the database cannot hold the texts, or has tables of our names."""
+    with reading(engine) as connection:
+        usable_revision(connection)
 
 
 def ensure_known(revision: str | None) -> None:
@@ -54,12 +73,45 @@ def ensure_known(revision: str | None) -> None:
         )
 
 
+def lacking(connection: Connection) -> list[str]:
+    """The tables and columns of this program that the database does not have."""
+    present = inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
+    columns = {name: {each["name"] for each in found} for (_, name), found in present.items()}
+    tables = [name for name in metadata.tables if not columns.get(name)]
+    others = [
+        f"{name}.{column.name}"
+        for name, table in metadata.tables.items()
+        for column in table.columns
+        if name not in tables and column.name not in columns[name]
+    ]
+    return tables + others
+
+
+def columns_of(connection: Connection, table: Table) -> dict[str, ColumnElement[Any]]:
+    """The table's columns by name; null for one that the database's revision does not have.
+
+    Raises SchemaError if it does not have the table.
+    """
+    try:
+        present = {column["name"] for column in inspect(connection).get_columns(table.name)}
+    except NoSuchTableError:
+        raise SchemaError(f"The database has no table {table.name}.") from None
+    return {
+        column.name: column if column.name in present else null().label(column.name)
+        for column in table.columns
+    }
+
+
 def upgrade(engine: Engine) -> str:
-    """Upgrade to the newest revision and return it; concurrent upgrades wait for each other."""
+    """Upgrade to the newest revision and return it; concurrent upgrades wait for each other.
+
+    Raises SchemaError if the revision is unknown, or as `ensure_usable`.
+    """
     from alembic import command
 
     with _migrating(engine) as config:
-        command.upgrade(config, "head")
+        if usable_revision(config.attributes["connection"]) != REVISION:
+            command.upgrade(config, "head")
     return REVISION
 
 
@@ -104,7 +156,7 @@ def _migrating(engine: Engine) -> Iterator["Config"]:
     """An Alembic configuration whose commands run in one writing transaction."""
     with writing(engine) as connection:
         backend(connection.dialect).begin_migrating(connection)
-        ensure_known(_revision(connection))
+        ensure_known(read_revision(connection))
         config = _config()
         config.attributes["connection"] = connection
         yield config
@@ -129,7 +181,24 @@ def _known() -> list[str]:
     return [script.revision for script in scripts][::-1]
 
 
-def _revision(connection: Connection) -> str | None:
+def usable_revision(connection: Connection) -> str | None:
+    """The revision. Raises SchemaError as `ensure_usable`."""
+    if reason := backend(connection.dialect).unusable(connection):
+        raise SchemaError(reason)
+    revision = read_revision(connection)
+    if revision is None:
+        catalog = inspect(connection)
+        found = {*catalog.get_table_names(), *catalog.get_view_names()}
+        if taken := sorted(found & {*metadata.tables, *VIEWS}):
+            raise SchemaError(
+                "the database has tables of another program with the names that this one needs "
+                f"({', '.join(taken)}): use another database"
+            )
+    return revision
+
+
+def read_revision(connection: Connection) -> str | None:
+    """The revision; None before the first upgrade."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(select(_version.c.version_num)).scalar()

@@ -263,9 +263,14 @@ sync_run_numbers = Table(
         Text,
         comment="proved: exactly the list as it was when the walk ended. consistent: complete, "
         "unless chats came and went in pairs between the same two requests. unproved: neither; see "
-        "reason. Null if the list was not read to the end.",
+        "reason. Null if the list was not read, or if the budget ended the reading.",
     ),
-    Column("reason", Text, comment="Why the list is unproved, or why removals were withheld."),
+    Column(
+        "reason",
+        Text,
+        comment="Why the list is unproved or was not read to its end, or why removals were "
+        "withheld. Begins with budget if the requests ran out.",
+    ),
     Column("first_page", BigInteger, comment="The first page of a backfill. Null for a sync."),
     Column("passes", Integer, nullable=False, server_default="0", comment="Passes over the list."),
     Column("total_count", BigInteger, comment="The API's last count of chats in the list."),
@@ -276,7 +281,8 @@ sync_run_numbers = Table(
     Column(
         "missing",
         BigInteger,
-        comment="Stored chats that the walk did not see and whose removal is not confirmed.",
+        comment="Stored chats that the walk did not see and whose removal is not confirmed. Null "
+        "if the walk did not reach the list's end.",
     ),
     *_counts(),
     Column("error_kind", Text, comment="As in sync_runs, for this number."),
@@ -335,15 +341,9 @@ rejected_records = Table(
     "rejected_records",
     metadata,
     Column("id", BigKey, primary_key=True, comment="Ascending in the order of storing."),
-    Column(
-        "run_id",
-        BigKey,
-        ForeignKey(sync_runs.c.id),
-        nullable=False,
-        comment="The run that read the record.",
-    ),
+    Column("run_id", BigKey, ForeignKey(sync_runs.c.id), nullable=False, comment="Its run."),
     Column("phone_number", Text, comment="The configured number whose list held the record."),
-    Column("page", Integer, comment="Its page of the list. Null if it was requested by its id."),
+    Column("page", BigInteger, comment="Its page of the list. Null if it was requested by its id."),
     Column("reason", Text, nullable=False, comment="What is wrong with the record, and where."),
     Column("payload", JsonText, comment="The record as the API sent it, as JSON."),
     Column(
@@ -353,7 +353,7 @@ rejected_records = Table(
         comment="Internal: hash of the record, which is stored once per run.",
     ),
     Index(None, "run_id", "digest"),
-    comment="Records from the API that could not be stored.",
+    comment="Records from the API that could not be stored, at most 10,000 per run.",
 )
 
 chat_message_counts = Table(

@@ -8,26 +8,30 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
-    stop_when_event_set,
     wait_random_exponential,
 )
 from tenacity.nap import sleep_using_event
+from tenacity.wait import wait_base
 
+from etl import log
 from etl.db.backends import backend
 from etl.db.engine import reading, writing
 from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 
 T = TypeVar("T")
+Begin = Callable[[], AbstractContextManager[Connection]]
 
 CONFLICT_TRIES = 6
-GRACE_SECONDS = 3.0  # for a transaction in progress, once the run is to end
+READERS = 4  # at once; more would use up the connections that the server or a pooler has
+GRACE_SECONDS = 3.0  # for a transaction in progress, once it is cancelled or the run is to end
+_WAIT = wait_random_exponential(multiplier=0.1, max=3)
 
 
 class Transactions:
@@ -36,16 +40,26 @@ class Transactions:
     A cancelled call waits for its transaction to end, for a few seconds, then breaks it off.
     """
 
-    def __init__(self, engine: Engine, *, patience: float, run_id: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        patience: float,
+        run_id: int | None = None,
+        wait: wait_base = _WAIT,
+    ) -> None:
         self.engine = engine
         self.run_id = run_id
         self._patience = patience
-        self._open: set[Connection] = set()
-        self._ending = threading.Event()
+        self._wait = wait
+        self._readers = asyncio.Semaphore(READERS)
+        self._calls: set[_Call] = set()
+        self._is_ending = False
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Call `function` in a reading transaction, in another thread."""
-        return await self._run(lambda: reading(self.engine), function)
+        async with self._readers:
+            return await self._run(lambda: reading(self.engine), function)
 
     async def write(self, function: Callable[[Connection], T]) -> T:
         """Call `function` in a writing transaction, in another thread."""
@@ -53,80 +67,99 @@ class Transactions:
 
     def end(self) -> None:
         """From now on, nothing waits for a database that is away, and no transaction takes long."""
-        self._ending.set()
+        self._is_ending = True
+        for call in self._calls:
+            call.given_up.set()
 
-    async def _run(
-        self,
-        begin: Callable[[], AbstractContextManager[Connection]],
-        function: Callable[[Connection], T],
-    ) -> T:
-        transaction = _in_thread(lambda: self._repeat(begin, function))
+    async def _run(self, begin: Begin, function: Callable[[Connection], T]) -> T:
+        call = _Call()
+        if self._is_ending:
+            call.given_up.set()
+        self._calls.add(call)
+        transaction = _in_thread(lambda: self._repeat(call, begin, function))
         try:
-            async with asyncio.timeout(GRACE_SECONDS if self._ending.is_set() else None):
+            async with asyncio.timeout(GRACE_SECONDS if self._is_ending else None):
                 return await asyncio.shield(transaction)
         except (asyncio.CancelledError, TimeoutError) as reason:
-            self._ending.set()
+            call.given_up.set()
             if isinstance(reason, asyncio.CancelledError):
                 await asyncio.wait([transaction], timeout=GRACE_SECONDS)
             if not transaction.done():
-                self._interrupt()
+                self._interrupt(call)
                 await asyncio.wait([transaction], timeout=1)
             if transaction.done():
                 transaction.exception()  # Retrieved, so that asyncio does not log it.
             if isinstance(reason, TimeoutError):
                 raise DatabaseUnavailableError("the database did not answer in time") from None
             raise
+        finally:
+            self._calls.discard(call)
 
-    def _repeat(
-        self,
-        begin: Callable[[], AbstractContextManager[Connection]],
-        function: Callable[[Connection], T],
-    ) -> T:
+    def _repeat(self, call: "_Call", begin: Begin, function: Callable[[Connection], T]) -> T:
         def transact() -> T:
-            with begin() as connection, self._noted(connection):
+            with begin() as connection, call.noting(connection):
                 return function(connection)
 
         retrying = Retrying(
             retry=retry_if_exception_type((DatabaseConflictError, DatabaseUnavailableError)),
-            stop=self._gives_up,
-            wait=wait_random_exponential(multiplier=0.1, max=3),
-            sleep=sleep_using_event(self._ending),
+            stop=self._stop(call),
+            wait=self._wait,
+            sleep=sleep_using_event(call.given_up),
+            before_sleep=self._log_outage,
             reraise=True,
         )
         try:
             return retrying(transact)
         except DatabaseUnavailableError as error:
-            holders = self._lock_holders()
+            holders = "" if call.given_up.is_set() else self._lock_holders()
             raise DatabaseUnavailableError(f"{error}{holders}") from error
 
+    def _stop(self, call: "_Call") -> Callable[[RetryCallState], bool]:
+        def stop(state: RetryCallState) -> bool:
+            if call.given_up.is_set():
+                return True
+            if isinstance(_error(state), DatabaseConflictError):
+                return state.attempt_number >= CONFLICT_TRIES
+            return (state.seconds_since_start or 0) >= self._patience
+
+        return stop
+
+    def _log_outage(self, state: RetryCallState) -> None:
+        """Say once per call why nothing happens."""
+        error = _error(state)
+        if state.attempt_number == 1 and isinstance(error, DatabaseUnavailableError):
+            log.warning("waiting_for_database", seconds=self._patience, reason=str(error))
+
     def _lock_holders(self) -> str:
-        """Whose transactions are open, unless the run is ending or the database is away."""
-        if self._ending.is_set():
-            return ""
+        """Whose transactions are open, unless the database is away."""
         with suppress(DatabaseError), reading(self.engine) as connection:
             if holders := backend(self.engine.dialect).lock_holders(connection):
                 return f"; open transactions: {', '.join(holders)}"
         return ""
 
-    def _gives_up(self, state: RetryCallState) -> bool:
-        if stop_when_event_set(self._ending)(state):
-            return True
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, DatabaseConflictError):
-            return state.attempt_number >= CONFLICT_TRIES
-        return (state.seconds_since_start or 0) >= self._patience
+    def _interrupt(self, call: "_Call") -> None:
+        if (driver := call.driver) is not None:
+            backend(self.engine.dialect).interrupt(driver)
+
+
+class _Call:
+    """A call in progress: whether to give it up, and the driver's connection that it uses."""
+
+    def __init__(self) -> None:
+        self.given_up = threading.Event()
+        self.driver: Any = None
 
     @contextmanager
-    def _noted(self, connection: Connection) -> Iterator[None]:
-        self._open.add(connection)
+    def noting(self, connection: Connection) -> Iterator[None]:
+        self.driver = connection.connection.driver_connection
         try:
             yield
         finally:
-            self._open.discard(connection)
+            self.driver = None
 
-    def _interrupt(self) -> None:
-        for connection in list(self._open):
-            backend(self.engine.dialect).interrupt(connection)
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
 
 
 def _in_thread(function: Callable[[], T]) -> "asyncio.Future[T]":

@@ -50,7 +50,6 @@ async def sync(
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    await lease_keeper.close_dead_runs()
     writer = Writer(transactions, run_id, clock, client.usage)
     budget = Budget(config.sync.max_requests)
     context = RunContext(config, transactions, client, writer, budget, progress, run_id, clock)
@@ -91,6 +90,7 @@ class _Run:
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
+        await self._lease_keeper.close_dead_runs()
         numbers = [*self._options.numbers]
         if self._options.all_reached:
             numbers += await self._reached_numbers()

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from etl.api.client import MAX_BODY_BYTES, LinqClient, RequestContext
+from etl.api.client import LinqClient, RequestContext
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.transport import MAX_BODY_BYTES
 from etl.config import Token
 from etl.errors import ApiUnavailableError, EtlError, RequestRefusedError, TokenRefusedError
 from etl.sandbox import Faults, Sandbox, build_world
@@ -76,6 +77,7 @@ def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
         rejected=(),
         texts_cleaned=0,
         observed_at=NOON,
+        size=len(server.answers[0].body),
     )
 
 
@@ -187,7 +189,7 @@ def test_an_answer_that_is_too_large_is_not_read(server: Server, caller: Caller)
 
     unavailable = caller.fail(server.url, list_chats, max_attempts=1)
 
-    assert "(an answer larger than 32 MiB)" in str(unavailable)
+    assert "(an answer larger than 8 MiB)" in str(unavailable)
 
 
 def test_a_large_answer_is_read(server: Server, caller: Caller) -> None:

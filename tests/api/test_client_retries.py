@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from etl.api.client import MAX_WAIT_SECONDS, LinqClient, RequestContext
+from etl.api.client import LinqClient, RequestContext
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.retry import MAX_WAIT_SECONDS
 from etl.errors import (
     ApiThrottledError,
     ApiUnavailableError,
@@ -174,13 +175,11 @@ def test_a_timeout_is_retried(server: Server, caller: Caller) -> None:
     ("header", "seconds"),
     [
         ("7", 7),
-        ("0", 0),
         ("280", 280),
         ("Sun, 01 Jun 2025 12:00:10 GMT", 10),
         ("Sunday, 01-Jun-25 12:00:10 GMT", 10),
         ("Sun, 01 Jun 2025 08:00:30 -0400", 30),
         ("Sun, 01 Jun 2025 08:00:30 -0401", 90),
-        ("Sat, 31 May 2025 00:00:00 GMT", 0),
     ],
 )
 def test_retry_after_is_obeyed(server: Server, caller: Caller, header: str, seconds: float) -> None:
@@ -192,7 +191,21 @@ def test_retry_after_is_obeyed(server: Server, caller: Caller, header: str, seco
     assert caller.retry_time.waits == [seconds]
 
 
-@pytest.mark.parametrize("header", ["", "soon", "-5", "1.5", "1e3", "9" * 400, "Wed, 99 Jan 2026"])
+def test_the_wait_is_never_less_than_the_back_off(server: Server, caller: Caller) -> None:
+    """`Retry-After: 0` and a date that has passed do not use up all tries at once."""
+    past = "Sat, 31 May 2025 00:00:00 GMT"
+    server.answers = [error(429, Retry_After=header) for header in ("0", past, "0", past)]
+    server.answers += [error(429, Retry_After="0")] * 3 + [OK]
+
+    caller.call(server.url, list_chats)
+
+    assert len(caller.retry_time.waits) == 7
+    assert sum(caller.retry_time.waits) > 2
+
+
+@pytest.mark.parametrize(
+    "header", ["", "soon", "-5", "1.5", "1e3", "9" * 400, "\u0665", "Wed, 99 Jan 2026"]
+)
 def test_an_unreadable_retry_after_is_ignored(server: Server, caller: Caller, header: str) -> None:
     """With a malformed Retry-After, the wait is the same as without the header."""
     server.answers = [error(429, Retry_After=header), OK]

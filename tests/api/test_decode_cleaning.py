@@ -124,28 +124,35 @@ def test_a_very_long_integer_is_kept() -> None:
     assert only_chat(f'{{"id":1,"x":{long}}}').extra == f'{{"x":"{long}"}}'
 
 
-def test_nesting_is_kept() -> None:
-    """Unknown fields may be nested deeply."""
-    nested = "[" * 300 + "]" * 300
+@pytest.mark.parametrize("odd", ["1", r'"\u0000"', "NaN"])
+@pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
+def test_nesting_is_kept(left: str, right: str, odd: str) -> None:
+    """Unknown fields may be nested in 399 levels, also if they must be cleaned."""
+    nested = left * 399 + odd + right * 399
+    kept = nested.replace(r"\u0000", "\ufffd").replace("NaN", '"NaN"')
 
-    assert only_chat(f'{{"id":1,"x":{nested}}}').extra == f'{{"x":{nested}}}'
-
-
-@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data":' * 100_000])
-def test_nesting_is_limited(body: bytes) -> None:
-    """JSON nested too deeply for the parsers raises BadAnswerError."""
-    with pytest.raises(BadAnswerError, match=NO_JSON):
-        decode_page(body, 1, NOON)
+    assert only_chat(f'{{"id":1,"x":{nested}}}').extra == f'{{"x":{kept}}}'
 
 
-@pytest.mark.parametrize("odd", [r'"\u0000"', "NaN", "1e400", "1" * 5000])
-@pytest.mark.parametrize("depth", [700, 900, 1100, 5000])
-def test_deep_nesting_cannot_be_cleaned(depth: int, odd: str) -> None:
-    """JSON nested too deeply to be cleaned raises BadAnswerError."""
-    nested = "[" * depth + odd + "]" * depth
+@pytest.mark.parametrize("odd", ["", r'"\u0000"', "NaN", "1e400", "1" * 5000])
+@pytest.mark.parametrize("depth", [400, 958, 1100, 100_000])
+@pytest.mark.parametrize(("left", "right"), [("[", "]"), ('{"a":', "}")])
+def test_a_record_that_is_nested_too_deeply(left: str, right: str, depth: int, odd: str) -> None:
+    """It is rejected alone, and its text is kept."""
+    item = f'{{"id":2,"x":{left * depth}{odd or 1}{right * depth}}}'
+    found = read_page(f'[{{"id":1}},{item},{{"id":3}}]')
 
+    assert found.chats == (Chat(1), Chat(3))
+    assert [each.reason for each in found.rejected] == ["More than 400 levels of nesting"]
+    kept = {"truncated": True, "head": item[:4096]}
+    assert [json.loads(each.payload) for each in found.rejected] == [kept]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"data":' * 100_000, b'{"data":[' * 100_000])
+def test_nesting_without_an_end_is_no_answer(body: bytes) -> None:
+    """Brackets that are never closed raise BadAnswerError."""
     with pytest.raises(BadAnswerError):
-        read_page(f'[{{"id":1,"x":{nested}}}]')
+        decode_page(body, 1, NOON)
 
 
 def test_a_byte_order_mark_is_skipped() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from etl.api.models import ApiUsage
-from tests.support.decoding import only_chat, read_page
+from tests.support.decoding import only_chat, read_page, tolerated
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,30 @@ def test_the_digest_is_of_the_content(spelled: str) -> None:
     first = only_chat(f'{{"id":1,"display_name":"Zoë","chat_handles":{handles}}}')
 
     assert only_chat(spelled).digest == first.digest
+
+
+@pytest.mark.parametrize(
+    "joined_at",
+    [
+        "2025-05-21T15:30:00.123-05:00",
+        "2025-05-21T20:30:00.123Z",
+        "2025-05-21t20:30:00.123000z",
+        "2025-05-22 02:00:00.123+05:30",
+        "2025-05-21T20:30:00.123",
+        "2025-05-21T20:30:00.123000999Z",
+        "2025-05-21T203000.123Z",
+        "2025-05-21T20:30:00,123Z",
+        "2025-05-21T20:30:01.123+00:00:01",
+    ],
+)
+@pytest.mark.parametrize("spell", [str, tolerated], ids=["plain", "tolerated"])
+def test_the_digest_is_of_the_instant(joined_at: str, spell: type[str]) -> None:
+    """However a time is written and decoded, so that no offset causes a comparison."""
+    handles = '[{{"id":2,"joined_at":"{}"}}]'
+    first = only_chat(f'{{"id":1,"chat_handles":{handles.format("2025-05-21T20:30:00.123Z")}}}')
+
+    again = only_chat(spell(f'{{"id":1,"chat_handles":{handles.format(joined_at)}}}'))
+    assert (again, again.digest) == (first, first.digest)
 
 
 def test_any_difference_changes_the_digest() -> None:
@@ -51,7 +75,7 @@ def test_digests_stay_the_same() -> None:
     """Digests are stored: if they change, the next sync compares every chat once."""
     item = '{"id":1,"display_name":"Ada","chat_handles":[{"id":2,"joined_at":"2025-01-01"}],"x":1}'
 
-    assert only_chat(item).digest == 6545277631856519117
+    assert only_chat(item).digest == -7988846890311189216
 
 
 def test_each_record_of_a_page_has_an_id() -> None:

@@ -1,19 +1,22 @@
 """The samples as one table, and which targets they meet."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from statistics import median
+from typing import NamedTuple
 
-from tests.benchmarks.scenarios import Sample
+from tests.benchmarks.scenarios import PACE_LIMITS, PACE_RUNS, Sample, pace_subject
 
 Results = Mapping[str, Sequence[Sample]]
 _MB = 1_000_000
 _HEADERS = (
-    *("what", "n", "seconds", "min", "max", "/ floor", "dlt /", "rows/s", "requests"),
+    *("what", "n", "seconds", "min", "max", "/ floor", "/ limit", "dlt /", "rows/s", "requests"),
     *("throttled", "written", "WAL MB", "peak MB"),
 )
 NOTES = """\
 / floor: times the sum of both floors, or times what the server's latency (/ 16) or rate limit
-takes. dlt /: dlt's time over ours. written: row versions (PostgreSQL) or pages (SQLite) of the data
+takes. / limit: without start-up, times fetching alone, plus the rows in bulk for a first load.
+dlt /: dlt's time over ours. written: row versions (PostgreSQL) or pages (SQLite) of the data
 tables. WAL: of the whole server."""
 
 
@@ -37,8 +40,9 @@ def _row(results: Results, name: str) -> tuple[str, ...]:
         str(len(samples)),
         *(f"{seconds:.2f}" for seconds in (median(times), min(times), max(times))),
         _shown(_over_floor(results, name), ".2f"),
+        _shown(_over_limit(results, name), ".2f"),
         _shown(_ratio(results, f"dlt {name}", name), ".1f"),
-        f"{last.rows / median(times):,.0f}",
+        _shown(last.rows / median(times) or None, ",.0f"),
         *(_shown(value or None, ",") for value in (last.requests, last.throttled)),
         _shown(last.written, ","),
         _shown(_median(results, name, "wal_bytes", _MB), ".2f"),
@@ -67,9 +71,35 @@ def _over_floor(results: Results, name: str) -> float | None:
     kind = name.removeprefix("dlt ").split()[0]
     fetch, write = _median(results, "fetch floor"), _median(results, f"{kind} write floor")
     seconds = _median(results, name)
-    if not (fetch and write and seconds) or name.endswith("floor"):
+    if not (fetch and write and seconds and results[name][0].requests):
         return None
     return seconds / (fetch + write) * results["fetch floor"][0].rows / results[name][0].rows
+
+
+class _Limit(NamedTuple):
+    """Seconds of a command without its start-up, and of the same work without the program."""
+
+    spent: float
+    limit: float
+    shown: str
+
+
+def _limit(results: Results, name: str) -> _Limit | None:
+    """For a first load and for the same again."""
+    kind, _, subject = name.partition(" ")
+    seconds, start_up = _median(results, name), _median(results, f"{kind} start-up")
+    fetch, write = _median(results, "fetching alone"), _median(results, f"{kind} rows in bulk")
+    if subject not in ("first", "again") or not (seconds and start_up and fetch and write):
+        return None
+    shown = f"({seconds:.2f} - {start_up:.2f}) / "
+    if subject == "again":
+        return _Limit(seconds - start_up, fetch, shown + f"{fetch:.2f}")
+    return _Limit(seconds - start_up, fetch + write, shown + f"({fetch:.2f} + {write:.2f})")
+
+
+def _over_limit(results: Results, name: str) -> float | None:
+    limit = _limit(results, name)
+    return limit.spent / limit.limit if limit else None
 
 
 def verdicts(results: Results) -> Iterator[str]:
@@ -77,7 +107,9 @@ def verdicts(results: Results) -> Iterator[str]:
     for kind in ("sqlite", "postgresql"):
         for subject, what, reached, sign, bound in (
             *_load_targets(results, kind),
+            *_limit_targets(results, kind),
             *_server_targets(results, kind),
+            *_pace_targets(results, kind),
             *_million_targets(results, kind),
         ):
             if reached is not None:
@@ -111,14 +143,31 @@ def _load_targets(results: Results, kind: str) -> Iterator[_Target]:
         )
 
 
+def _limit_targets(results: Results, kind: str) -> Iterator[_Target]:
+    for subject, what in (("first", "the like-for-like limit"), ("again", "fetching alone")):
+        if limit := _limit(results, f"{kind} {subject}"):
+            yield subject, f"x {what}: {limit.shown} s", limit.spent / limit.limit, "≤", 1.3
+
+
 def _server_targets(results: Results, kind: str) -> Iterator[_Target]:
     for subject in ("first, 100 ms", "again, 100 ms", "many numbers, 100 ms"):
         ratio = _over_floor(results, f"{kind} {subject}")
         yield subject, "x (requests x latency / 16)", ratio, "≤", 1.3
     subject = "first, 50 requests/s"
+    yield from _rate_targets(results, kind, subject, 0.85)
+
+
+def _pace_targets(results: Results, kind: str) -> Iterator[_Target]:
+    for limit, retry_after in product(PACE_LIMITS, (False, True)):
+        for run, least in zip(PACE_RUNS, (0.85, 0.95), strict=True):
+            subject = pace_subject(limit, run, retry_after=retry_after)
+            yield from _rate_targets(results, kind, subject, least)
+
+
+def _rate_targets(results: Results, kind: str, subject: str, least: float) -> Iterator[_Target]:
     if samples := results.get(f"{kind} {subject}"):
         used = median((s.requests - s.throttled) / s.allowance for s in samples)
-        yield subject, "of the allowance used", used, "≥", 0.85
+        yield subject, "of the allowance used", used, "≥", least
         refused = median(s.throttled / s.requests for s in samples)
         yield subject, "of the requests throttled", refused, "≤", 0.05
 

@@ -4,20 +4,33 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from tests.benchmarks import measure
+from tests.benchmarks.limiter import Limit
 from tests.benchmarks.server import HANDLES_PER_PAGE, PER_PAGE, ROOT, Api, Settings, phone_number
 from tests.support import postgres
 
 LATENCY: Final = 0.1
 CONCURRENCY: Final = 16
-RATE: Final = 50
+ONE_SECONDS_BURST: Final = Limit("bucket", rate=50, burst=50)
+# Each takes at least three windows and 400 requests.
+PACE_LIMITS: Final = {
+    "bucket": Settings(60_000, latency=0.03, limit=Limit("bucket", rate=50, burst=10)),
+    "1s": Settings(60_000, latency=0.03, limit=Limit("window", rate=50, seconds=1)),
+    "10s": Settings(60_000, latency=0.03, limit=Limit("window", rate=20, seconds=10)),
+    "60s": Settings(60_000, latency=0.03, limit=Limit("window", rate=3, seconds=60)),
+    "at-a-time": Settings(60_000, latency=0.2, limit=Limit("at a time", rate=20)),
+}
+PACE_RUNS: Final = ("first", "second")
 _COMMAND = Path(sysconfig.get_path("scripts"), "linq-etl")
 _WIDE = {"LINQ_ETL_API__MAX_CONCURRENCY": str(CONCURRENCY)}
 
@@ -31,7 +44,7 @@ class Sample:
 
     name: str
     seconds: float
-    rows: int
+    rows: int = 0
     requests: int = 0
     throttled: int = 0
     allowance: float = 0.0
@@ -49,15 +62,17 @@ class Lab:
     postgres_url: str | None
     chats: int
     numbers: int
+    limits: Sequence[str] = ()  # of PACE_LIMITS
 
     def databases(self) -> Iterator["Database"]:
         """A new database of each kind, with a folder beside it; both are deleted afterwards."""
         for kind in ("sqlite", "postgresql") if self.postgres_url else ("sqlite",):
-            with self._database(kind) as database:
+            with self.database(kind) as database:
                 yield database
 
     @contextmanager
-    def _database(self, kind: str) -> Iterator["Database"]:
+    def database(self, kind: str) -> Iterator["Database"]:
+        """A new database of that kind."""
         with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as folder:
             if kind == "sqlite":
                 yield Database(self.api, Path(folder), f"sqlite:///{folder}/bench.db")
@@ -81,15 +96,24 @@ class Database:
 
     def sync(self, name: str, settings: Settings, **more: str) -> Sample:
         """Run `linq-etl sync` against that server; `more` goes into its environment."""
-        env = {
+        written = self._watch_data()
+        env = self._program_environment(settings.numbers) | more
+        sample = self.run(f"{self.kind} {name}", [_COMMAND, "sync"], settings, **env)
+        return replace(sample, written=written())
+
+    def start_up(self) -> Sample:
+        """Run `linq-etl runs`, which does little more than start."""
+        env = _environment(self.folder) | self._program_environment(1)
+        spent = measure.run([_COMMAND, "runs"], env=env, folder=self.folder)
+        return Sample(f"{self.kind} start-up", spent.seconds, peak_bytes=spent.peak_bytes)
+
+    def _program_environment(self, numbers: int) -> dict[str, str]:
+        return {
             "LINQ_ETL_API__BASE_URL": self.api.url,
             "LINQ_ETL_DATABASE__URL": self.url,
-            "LINQ_ETL_SYNC__PHONE_NUMBERS": ",".join(map(phone_number, range(settings.numbers))),
+            "LINQ_ETL_SYNC__PHONE_NUMBERS": ",".join(map(phone_number, range(numbers))),
             "LINQ_INTEGRATION_TOKEN": "bench-token",
         }
-        written = self._watch_data()
-        sample = self.run(f"{self.kind} {name}", [_COMMAND, "sync"], settings, **env, **more)
-        return replace(sample, written=written())
 
     def _watch_data(self) -> Callable[[], int | None]:
         if self.kind == "postgresql":
@@ -123,16 +147,25 @@ class Database:
 def floors(lab: Lab) -> Iterator[Sample]:
     """Fetching and decoding only; writing only."""
     lab.api.serve(Settings(lab.chats))
-    yield _floor(lab, "fetch floor")
+    yield _floor(lab, "floors", "fetch floor")
     for database in lab.databases():
-        yield _floor(lab, f"{database.kind} write floor", database.url)
+        yield _floor(lab, "floors", f"{database.kind} write floor", database.url)
+
+
+def like_for_like(lab: Lab) -> Iterator[Sample]:
+    """Fetching as the program does, without storing; the rows of a first load in bulk."""
+    lab.api.serve(Settings(lab.chats))
+    yield _floor(lab, "like_for_like", "fetching alone")
+    for database in lab.databases():
+        yield _floor(lab, "like_for_like", f"{database.kind} rows in bulk", database.url)
 
 
 def plain(lab: Lab) -> Iterator[Sample]:
-    """The first load, the same again, and again with one chat in a hundred changed."""
+    """The first load, the same again, start-up, and again with one chat in a hundred changed."""
     for database in lab.databases():
         yield database.sync("first", Settings(lab.chats))
         yield database.sync("again", Settings(lab.chats))
+        yield from (database.start_up() for _ in range(3))
         yield database.sync("1 % changed", Settings(lab.chats, changed="some"))
 
 
@@ -161,7 +194,25 @@ def numbers(lab: Lab) -> Iterator[Sample]:
 def throttled(lab: Lab) -> Iterator[Sample]:
     """A server with a rate limit and no Retry-After."""
     for database in lab.databases():
-        yield database.sync("first, 50 requests/s", Settings(lab.chats, rate=RATE), **_WIDE)
+        yield database.sync(
+            "first, 50 requests/s", Settings(lab.chats, limit=ONE_SECONDS_BURST), **_WIDE
+        )
+
+
+def pace(lab: Lab) -> Iterator[Sample]:
+    """Rate limits of each kind, with and without Retry-After, a first run and a second."""
+    for (name, settings), retry_after in product(PACE_LIMITS.items(), (False, True)):
+        if name in lab.limits:
+            limit = structs.replace(settings.limit, retry_after=retry_after)
+            with lab.database("sqlite") as database:
+                for run in PACE_RUNS:
+                    subject = pace_subject(name, run, retry_after=retry_after)
+                    yield database.sync(subject, structs.replace(settings, limit=limit))
+
+
+def pace_subject(limit: str, run: str, *, retry_after: bool) -> str:
+    """What the samples of `pace` are called, after the database."""
+    return f"{limit}{', Retry-After' if retry_after else ''}, {run} run"
 
 
 def million(lab: Lab) -> Iterator[Sample]:
@@ -192,7 +243,9 @@ def dlt(lab: Lab) -> Iterator[Sample]:
 
 SCENARIOS: Final[dict[str, Callable[[Lab], Iterator[Sample]]]] = {
     scenario.__name__: scenario
-    for scenario in (floors, plain, changed, latency, numbers, throttled, million, dlt)
+    for scenario in (
+        *(floors, like_for_like, plain, changed, latency, numbers, throttled, pace, million, dlt),
+    )
 }
 
 
@@ -200,9 +253,9 @@ def dlt_is_installed() -> bool:
     return find_spec("dlt") is not None
 
 
-def _floor(lab: Lab, name: str, *database_url: str) -> Sample:
+def _floor(lab: Lab, module: str, name: str, *database_url: str) -> Sample:
     """Measure writing if there is a database, else fetching."""
-    command = [*_python("floors"), lab.api.url, str(lab.chats // PER_PAGE), *database_url]
+    command = [*_python(module), lab.api.url, str(lab.chats // PER_PAGE), *database_url]
     with tempfile.TemporaryDirectory(prefix="linq-etl-bench-") as folder:
         env = _environment(Path(folder)) | {"PYTHONPATH": str(ROOT)}
         spent = measure.run(command, env=env, folder=Path(folder))
@@ -223,6 +276,6 @@ def _rows(chats: int) -> int:
 
 
 def _least(settings: Settings, requests: int) -> float | None:
-    if settings.rate:
-        return max(requests / settings.rate - 1, 0.0)  # the first second's requests are a burst
+    if settings.limit.rate:
+        return settings.limit.least(requests)
     return requests * settings.latency / CONCURRENCY if settings.latency else None

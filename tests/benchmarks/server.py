@@ -1,7 +1,7 @@
-"""A stand-in for the API that is never the bottleneck: a page is a template with ids filled in.
+"""A stand-in for the API that is never the bottleneck: every page is built before it is asked for.
 
-It runs in its own process, on loopback. `/control?chats=…&latency=…` sets what it serves and resets
-the counts; `/counts` returns them.
+It runs in its own process, on loopback. `/control?settings=JSON` sets what it serves and resets the
+counts; `/counts` returns them.
 """
 
 import asyncio
@@ -12,12 +12,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
-from urllib.parse import parse_qsl
+from typing import Any, Final, Literal, NamedTuple, get_args
+from urllib.parse import parse_qsl, urlencode
 from urllib.request import ProxyHandler, build_opener
 
-from msgspec import Struct, convert, to_builtins
+import msgspec
+from msgspec import Struct
+
+from tests.benchmarks.limiter import Limit, make_limiter, retry_after
 
 ROOT: Final = Path(__file__).parents[2]
 PER_PAGE: Final = 100
@@ -25,6 +29,7 @@ HANDLES_PER_PAGE: Final = 220
 _PATH = "/api/partner/v2"
 _FIRST_NUMBER = 13122000000
 _BLOCK = b"#" * 9  # of each id and name: 4 digits for the number, 5 for the page
+_TIME_BLOCK = b"@:@@.@@@"  # of each time: the page's digits
 _OPENER = build_opener(ProxyHandler({}))
 
 
@@ -34,17 +39,17 @@ Changed = Literal["none", "some", "all"]
 
 
 class Settings(Struct, frozen=True):
-    """Chats per number, a multiple of 100; latency in seconds; requests per second, 0 for any."""
+    """Chats per number, a multiple of 100; latency in seconds."""
 
     chats: int = 100_000
     numbers: int = 1
     latency: float = 0.0
-    rate: float = 0.0
+    limit: Limit = Limit()
     changed: Changed = "none"
 
 
 class Counts(Struct):
-    """Requests, those refused, and how many the rate limit allowed from the first to the last."""
+    """Requests, those refused, and how many the limit allowed from the first to the last."""
 
     requests: int = 0
     throttled: int = 0
@@ -63,15 +68,15 @@ class Api:
 
     def serve(self, settings: Settings) -> None:
         """Serve this from now on, and count from zero."""
-        query = "&".join(f"{name}={value}" for name, value in to_builtins(settings).items())
-        self._get(f"/control?{query}")
+        self._get(f"/control?{urlencode({'settings': msgspec.json.encode(settings)})}")
 
     def counts(self) -> Counts:
-        return convert(self._get("/counts"), Counts)
+        return msgspec.json.decode(self._get("/counts"), type=Counts)
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str) -> bytes:
         with _OPENER.open(self.url + path, timeout=10) as response:
-            return json.load(response)
+            body: bytes = response.read()
+            return body
 
 
 @contextmanager
@@ -102,11 +107,17 @@ def _chat(row: int, changed: Changed) -> dict[str, Any]:
                 "id": f"1{place}{handle}",
                 "phone_number": f"+1{place}{handle}",
                 "service": "SMS" if changed == "all" else "iMessage",
-                "joined_at": "2025-05-21T15:30:00.000-05:00",
+                "joined_at": _joined_at(3 * row + handle),
             }
             for handle in range(3 if row % 5 == 0 else 2)
         ],
     }
+
+
+def _joined_at(position: int) -> str:
+    """The position and, in the block, the page make every time of a list a different one."""
+    moment = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(minutes=1870 * position)
+    return f"{moment:%Y-%m-%dT%H:%M}"[:-1] + f"{_TIME_BLOCK.decode()}-05:00"
 
 
 def _template(changed: Changed) -> bytes:
@@ -118,57 +129,82 @@ def _template(changed: Changed) -> bytes:
 _TEMPLATES = {changed: _template(changed) for changed in get_args(Changed)}
 
 
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: bytes = b""
+
+
 class _Account:
     """What is served, and the counts."""
 
     def __init__(self) -> None:
-        self.serve(Settings())
+        self.serve(Settings(chats=0))
 
     def serve(self, settings: Settings) -> None:
         self.settings = settings
         self.counts = Counts()
         self._began: float | None = None
-        self._filled_at = 0.0
-        self._budget = settings.rate  # a bucket of one second's requests, full at first
+        self._limiter = make_limiter(settings.limit, settings.latency)
+        self._pages = {
+            (number, page): _page(settings, number, page)
+            for number in range(settings.numbers)
+            for page in range(1, settings.chats // PER_PAGE + 1)
+        }
 
-    def answer(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+    def answer(self, path: str, query: dict[str, str]) -> _Answer:
         self.counts.requests += 1
-        if self.settings.rate and self._throttles(time.monotonic()):
-            self.counts.throttled += 1
-            return 429, b'{"errors":[{"status":429,"code":"too_many_requests"}]}'
+        if throttle := self._throttle():
+            return throttle
         if path == f"{_PATH}/chats":
             number = int(query["phone_number"].removeprefix("+")) - _FIRST_NUMBER
-            return 200, self._page(number, int(query.get("page", 1)))
+            page = int(query.get("page", 1))
+            found = self._pages.get((number, page))
+            return _Answer(200, found or _envelope(self.settings, page, b"[]"))
         if path == f"{_PATH}/phone_numbers":
             numbers = map(phone_number, range(self.settings.numbers))
-            return 200, json.dumps(
-                {"phone_numbers": [{"phone_number": n} for n in numbers]}
-            ).encode()
+            return _json({"phone_numbers": [{"phone_number": n} for n in numbers]})
         place = path.removeprefix(f"{_PATH}/chats/")[1:]
-        page = json.loads(self._page(int(place[:4]), int(place[4:9])))
-        return 200, json.dumps({"data": page["data"][int(place[9:])]}).encode()
+        chats = json.loads(self._pages[int(place[:4]), int(place[4:9])])["data"]
+        return _json({"data": chats[int(place[9:])]})
 
-    def _page(self, number: int, page: int) -> bytes:
-        total = self.settings.chats
-        rows = b"[]"
-        if page <= total // PER_PAGE:
-            rows = _TEMPLATES[self.settings.changed].replace(_BLOCK, b"%04d%05d" % (number, page))
-        meta = (page, total // PER_PAGE, total, PER_PAGE)
-        return b'{"data":%b,"meta":{"page":%d,"total_pages":%d,"total_count":%d,"per_page":%d}}' % (
-            rows,
-            *meta,
-        )
-
-    def _throttles(self, now: float) -> bool:
-        rate = self.settings.rate
+    def _throttle(self) -> _Answer | None:
+        if self._limiter is None:
+            return None
         if self._began is None:
-            self._began = self._filled_at = now
-        self.counts.allowance = rate + rate * (now - self._began)
-        self._budget = min(rate, self._budget + rate * (now - self._filled_at))
-        self._filled_at = now
-        allowed = self._budget >= 1
-        self._budget -= allowed
-        return not allowed
+            self._began = time.monotonic()
+        now = time.monotonic() - self._began
+        self.counts.allowance = self.settings.limit.allowance(now)
+        if self._limiter.allows(now):
+            return None
+        self.counts.throttled += 1
+        wait = self._limiter.wait(now)
+        header = retry_after(wait) if self.settings.limit.retry_after else b""
+        return _Answer(429, b'{"errors":[{"status":429,"code":"too_many_requests"}]}', header)
+
+
+def _page(settings: Settings, number: int, page: int) -> bytes:
+    rows = _TEMPLATES[settings.changed].replace(_BLOCK, b"%04d%05d" % (number, page))
+    return _envelope(settings, page, rows.replace(_TIME_BLOCK, _time_block(number, page)))
+
+
+def _envelope(settings: Settings, page: int, rows: bytes) -> bytes:
+    meta = (page, settings.chats // PER_PAGE, settings.chats, PER_PAGE)
+    return b'{"data":%b,"meta":{"page":%d,"total_pages":%d,"total_count":%d,"per_page":%d}}' % (
+        rows,
+        *meta,
+    )
+
+
+def _time_block(number: int, page: int) -> bytes:
+    """The page's digits, as minute, second and milliseconds."""
+    minute, rest = divmod(page, 10_000)
+    second, milliseconds = divmod(rest, 1000)
+    return b"%d:%d%d.%03d" % (minute, number % 6, second, milliseconds)
+
+
+def _json(value: Any) -> _Answer:
+    return _Answer(200, json.dumps(value).encode())
 
 
 class _Connection(asyncio.Protocol):
@@ -191,18 +227,19 @@ class _Connection(asyncio.Protocol):
 
     def _respond(self, path: str, query: dict[str, str]) -> None:
         if path == "/control":
-            self._account.serve(convert(query, Settings, strict=False))
-            self._write(200, b"{}")
+            self._account.serve(msgspec.json.decode(query["settings"], type=Settings))
+            self._write(_Answer(200, b"{}"))
         elif path == "/counts":
-            self._write(200, json.dumps(to_builtins(self._account.counts)).encode())
+            self._write(_Answer(200, msgspec.json.encode(self._account.counts)))
         elif latency := self._account.settings.latency:
-            self._loop.call_later(latency, self._write, *self._account.answer(path, query))
+            self._loop.call_later(latency, self._write, self._account.answer(path, query))
         else:
-            self._write(*self._account.answer(path, query))
+            self._write(self._account.answer(path, query))
 
-    def _write(self, status: int, body: bytes) -> None:
-        head = b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        self._transport.write(head % (status, len(body)) + body)
+    def _write(self, answer: _Answer) -> None:
+        status, body, headers = answer
+        head = b"HTTP/1.1 %d X\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        self._transport.write(head % (status, headers, len(body)) + body)
 
 
 async def _main() -> None:

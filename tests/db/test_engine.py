@@ -1,12 +1,14 @@
 """Files with private modes, transactions, and errors that name the cause and no data."""
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, event, insert, make_url, select, text
 
@@ -14,7 +16,7 @@ from etl.db import schema
 from etl.db.backends import postgresql
 from etl.db.engine import database_clock, describe, open_engine, reading, writing
 from etl.db.tables import chat_handles, chats, phone_numbers
-from etl.errors import DatabaseError
+from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 from tests.support.builders import NOON
 from tests.support.marks import only_postgres, only_sqlite
 
@@ -109,6 +111,25 @@ def test_a_file_of_another_format_is_refused() -> None:
     assert Path("notes.txt").read_text() == SECRET * 100
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+@only_sqlite
+def test_a_file_that_is_gone_is_noticed(engine: Engine, tmp_path: Path, replaced: bool) -> None:
+    """SQLite itself goes on writing to a file that has no name any more."""
+    path = tmp_path / "linq.db"
+    with writing(engine) as connection:
+        connection.execute(insert(chats), new_chat())
+    path.rename(tmp_path / "old.db")
+    if replaced:
+        shutil.copy(tmp_path / "old.db", path)
+    for transaction in (writing, reading):
+        with pytest.raises(DatabaseError) as caught, transaction(engine) as connection:
+            connection.execute(select(chats))
+        assert str(caught.value) == (
+            f"the database file {path} was deleted or replaced while it was in use: run again"
+        )
+    assert path.exists() == replaced
+
+
 # Transactions
 
 
@@ -131,7 +152,7 @@ def test_postgresql_is_set_up_for_one_transaction(engine: Engine) -> None:
     query = "SELECT name, setting FROM pg_settings WHERE source = 'session' ORDER BY name"
     with writing(engine) as connection:
         names = [row.name for row in connection.exec_driver_sql(query)]
-    assert names == sorted(postgresql._SETTINGS)
+    assert names == sorted([*postgresql._SETTINGS, "application_name"])
     with reading(engine) as connection:
         assert connection.exec_driver_sql(query).all() == []
         assert (
@@ -240,14 +261,53 @@ def test_a_locked_file_is_explained(engine: Engine, tmp_path: Path) -> None:
 
 
 @only_postgres
-def test_a_held_writers_lock_is_explained(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another writer holds the lock for longer than a writer waits."""
+def test_a_held_lock_is_explained(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program holds a lock for longer than a writer waits."""
     monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
-    with writing(engine), pytest.raises(DatabaseError) as caught:
-        schema.upgrade(engine)
+    with writing(engine) as connection:
+        connection.execute(insert(chats), new_chat())
+        with pytest.raises(DatabaseUnavailableError) as caught, writing(engine) as other:
+            other.execute(insert(chats), new_chat())
     assert str(caught.value).startswith(
         "the database is unavailable: canceling statement due to lock timeout; another program has "
-        "locked it for more than 30 s: wait, or end it (postgresql"
+        "locked it for too long: wait, or end that program (postgresql"
+    )
+
+
+@only_postgres
+def test_a_suspension_within_a_transaction_is_explained(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ended the session, because it must not block others for ever."""
+    monkeypatch.setitem(postgresql._SETTINGS, "idle_in_transaction_session_timeout", "1ms")
+    alive = text("SELECT count(*) FROM pg_stat_get_activity(:pid)")
+
+    def pause_between_two_statements() -> None:
+        with writing(engine) as connection, reading(engine) as monitor:
+            process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            while monitor.execute(alive, {"pid": process}).scalar_one():
+                pass
+            connection.execute(select(chats))
+
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        pause_between_two_statements()
+    assert str(caught.value).startswith(
+        "the database is unavailable: terminating connection due to idle-in-transaction timeout; "
+        "this process was suspended for more than 30 s within a transaction: run again (postgresql"
+    )
+
+
+@only_postgres
+@pytest.mark.parametrize(
+    "error", [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected]
+)
+def test_a_conflict_is_explained(engine: Engine, error: type[psycopg.Error]) -> None:
+    """It is not the URL that is wrong."""
+    with pytest.raises(DatabaseConflictError) as caught, writing(engine):
+        raise error("in the server's words\nDETAIL: not shown")
+    assert str(caught.value).startswith(
+        "the database is unavailable: in the server's words; other transactions won several times "
+        "in a row: run again (postgresql"
     )
 
 

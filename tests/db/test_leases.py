@@ -9,14 +9,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, delete, select, update
 
 from etl.db import leases
-from etl.db.engine import reading, writing
+from etl.db.backends import backend, postgresql
+from etl.db.engine import open_engine, reading, writing
 from etl.db.run_log import Claim
-from etl.db.tables import number_leases, sync_run_numbers, sync_runs
-from etl.errors import LeaseLostError
-from tests.support.builders import NOON, A, B, C, second, start_run
+from etl.db.tables import number_leases, run_fences, sync_run_numbers, sync_runs
+from etl.errors import DatabaseUnavailableError, LeaseLostError
+from tests.support.builders import NOON, A, B, C, close_dead_runs, second, start_run
+from tests.support.marks import only_postgres
 
 ROOT = Path(leases.__file__).parents[2]
 
@@ -98,7 +100,7 @@ def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
 def test_a_released_number_is_free(engine: Engine) -> None:
     """A run releases some of its numbers, or all; never those of another run."""
     run_id, _ = start_run(engine, A, B, C)
-    other, _ = start_run(engine, A)
+    other, _ = start_run(engine, A, now=second(1))
     with writing(engine) as connection:
         leases.release(connection, other)
         leases.release(connection, run_id, [A])
@@ -116,13 +118,15 @@ def test_a_renewed_lease_outlives_its_first_expiry(engine: Engine) -> None:
     run_id, _ = start_run(engine, A)
     with writing(engine) as connection:
         leases.renew(connection, run_id, leases.expiry(second(40), 60))
+    assert close_dead_runs(engine, second(99)) == []
     _, claim = start_run(engine, A, now=second(99))
     assert claim.busy[A].run_id == run_id
 
 
 def test_an_expired_lease_is_void(engine: Engine) -> None:
-    """The next run closes a run without a heartbeat as abandoned, and takes its numbers."""
+    """A run without a heartbeat is closed as abandoned, and its numbers are free."""
     dead, _ = start_run(engine, A, B)
+    assert close_dead_runs(engine, second(60)) == [dead]
     run_id, claim = start_run(engine, A, now=second(60))
     assert claim.held == {A}
     assert holders(engine) == {A: run_id}
@@ -139,32 +143,144 @@ def test_an_expired_lease_is_void(engine: Engine) -> None:
 def test_a_lease_holds_until_it_expires(engine: Engine) -> None:
     """A microsecond before its expiry, the number is still busy."""
     first, _ = start_run(engine, A)
-    _, claim = start_run(engine, A, now=second(60) - timedelta(microseconds=1))
+    almost = second(60) - timedelta(microseconds=1)
+    assert close_dead_runs(engine, almost) == []
+    _, claim = start_run(engine, A, now=almost)
     assert claim.busy[A].run_id == first
 
 
+def test_a_lease_that_no_run_can_have_is_void(engine: Engine) -> None:
+    """It expires more than an hour from now: the clock was wrong when it was taken."""
+    tomorrow = NOON + timedelta(days=1)
+    from_the_future, _ = start_run(engine, A, now=tomorrow)
+    in_an_hour, _ = start_run(engine, B, now=NOON + leases.LONGEST_LEASE - timedelta(seconds=60))
+    assert close_dead_runs(engine, NOON) == [from_the_future]
+    assert holders(engine) == {B: in_an_hour}
+
+
+# Fences
+
+
 def test_an_abandoned_run_can_no_longer_write(engine: Engine) -> None:
-    """Neither its heartbeat nor its next transaction succeeds."""
+    """Neither its heartbeat nor its next batch succeeds."""
     stalled, _ = start_run(engine, A)
-    start_run(engine, now=second(61))
+    close_dead_runs(engine, second(61))
     with writing(engine) as connection:
         with pytest.raises(LeaseLostError) as renewing:
             leases.renew(connection, stalled, second(200))
-        with pytest.raises(LeaseLostError) as keeping:
-            leases.ensure_held(connection, stalled, [A])
-    assert [caught.value.exit_code for caught in (renewing, keeping)] == [7, 7]
+        with pytest.raises(LeaseLostError) as moving:
+            leases.move_fence(connection, stalled, 1)
+    assert [caught.value.exit_code for caught in (renewing, moving)] == [7, 7]
+
+
+def test_each_batch_moves_the_fence_once(engine: Engine) -> None:
+    """A batch that was committed before is recognised; one that was rolled back is not."""
+    run_id, _ = start_run(engine, A)
+    other, _ = start_run(engine, B, now=second(1))
+
+    def move(batch: int, run_id: int = run_id) -> bool:
+        with writing(engine) as connection:
+            return leases.move_fence(connection, run_id, batch)
+
+    def roll_back(batch: int) -> None:
+        with writing(engine) as connection:
+            assert leases.move_fence(connection, run_id, batch)
+            raise KeyError
+
+    assert [move(1), move(1), move(2)] == [True, False, True]
+    with pytest.raises(KeyError):
+        roll_back(3)
+    assert [move(3), move(3), move(1, other)] == [True, False, True]
 
 
 def test_a_run_writes_only_numbers_that_it_holds(engine: Engine) -> None:
     """Any of its own numbers; not another run's, nor one that no run holds."""
     run_id, _ = start_run(engine, A, B)
-    start_run(engine, C)
+    start_run(engine, C, now=second(1))
     with writing(engine) as connection:
         for numbers in ([A], [A, B], [A, A], []):
             leases.ensure_held(connection, run_id, numbers)
         for numbers in ([C], [A, C], ["+13125550111"]):
             with pytest.raises(LeaseLostError):
                 leases.ensure_held(connection, run_id, numbers)
+
+
+def test_the_writers_lock_is_made_if_it_is_missing(engine: Engine) -> None:
+    """A database whose rows were deleted by hand goes on working."""
+    with writing(engine) as connection:
+        connection.execute(delete(run_fences))
+    for _ in range(2):
+        with writing(engine) as connection:
+            leases.lock_writers(connection)
+    with reading(engine) as connection:
+        assert connection.execute(select(run_fences.c.run_id)).scalars().all() == [leases.WRITERS]
+
+
+@only_postgres
+def test_one_run_writes_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first to commit."""
+    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    with writing(engine) as connection:
+        leases.lock_writers(connection)
+        with pytest.raises(DatabaseUnavailableError), writing(engine) as other:
+            leases.lock_writers(other)
+    with writing(engine) as other:
+        leases.lock_writers(other)
+
+
+@only_postgres
+def test_a_run_starts_and_lives_beside_a_batch_that_stays_open(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run's, and its own: only its next batch waits for the writers' lock."""
+    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    stalled, _ = start_run(engine, A)
+    with writing(engine, stalled) as batch:
+        leases.lock_writers(batch)
+        leases.move_fence(batch, stalled, 1)
+        run_id, claim = start_run(engine, A, B, now=second(1))
+        for each in (stalled, run_id):
+            with writing(engine) as connection:
+                leases.renew(connection, each, second(70))
+        assert (claim.held, set(claim.busy)) == ({B}, {A})
+        assert close_dead_runs(engine, second(71)) == [run_id]  # the stalled one is left out
+    assert close_dead_runs(engine, second(71)) == [stalled]
+
+
+@only_postgres
+def test_the_session_of_a_stalled_run_is_ended(engine: Engine) -> None:
+    """Its batch is rolled back and it can be closed; no session but its own is ended."""
+    stalled, _ = start_run(engine, A)
+    other, _ = start_run(engine, B, now=second(1))
+    end_sessions = backend(engine.dialect).end_sessions
+
+    def write_while_it_is_ended() -> None:
+        with writing(engine, stalled) as batch:
+            leases.move_fence(batch, stalled, 1)
+            with writing(engine, other) as connection:
+                leases.move_fence(connection, other, 1)
+                process = batch.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+                assert end_sessions(connection, f"linq-etl/{stalled}") == [process]
+                assert end_sessions(connection, f"linq-etl/{other}") == []
+            assert close_dead_runs(engine, second(60)) == [stalled]
+            batch.execute(select(sync_runs))
+
+    with pytest.raises(DatabaseUnavailableError):
+        write_while_it_is_ended()
+    with pytest.raises(LeaseLostError), writing(engine, stalled) as connection:
+        leases.move_fence(connection, stalled, 1)
+
+
+@only_postgres
+def test_a_run_of_another_database_is_not_ended(engine: Engine, postgres_server: str) -> None:
+    """Its id is the same; neither is it named as the holder of a lock."""
+    database = backend(engine.dialect)
+    elsewhere = open_engine(postgres_server)
+    with writing(elsewhere, 1) as theirs, writing(engine) as connection:
+        assert database.end_sessions(connection, "linq-etl/1") == []
+        assert database.lock_holders(connection) == []
+        assert theirs.exec_driver_sql("SELECT 1").scalar_one() == 1
+    elsewhere.dispose()
 
 
 # Detecting dead processes
@@ -204,8 +320,8 @@ def test_a_run_in_another_pid_namespace_ends_by_expiry(engine: Engine) -> None:
     """Its PID means nothing here, so only the expiry counts."""
     remote, _ = start_run(engine, A)
     set_owner(engine, "3f520413-0000-0000-0000-000000000000 pid:[4026531836] 999999999 1")
-    _, claim = start_run(engine, A, now=second(59))
-    assert claim.busy[A].run_id == remote
+    assert close_dead_runs(engine, second(59)) == []
+    assert close_dead_runs(engine, second(60)) == [remote]
     _, claim = start_run(engine, A, now=second(60))
     assert claim.held == {A}
 
@@ -213,10 +329,10 @@ def test_a_run_in_another_pid_namespace_ends_by_expiry(engine: Engine) -> None:
 def test_a_killed_run_frees_its_numbers_at_once(engine: Engine, database_url: str) -> None:
     """On the same machine, long before the lease expires."""
     with child(CLAIM, database_url, NOON.isoformat()) as (process, run_id):
-        _, claim = start_run(engine, A, now=second(1))
-        assert str(claim.busy[A].run_id) == run_id
+        assert close_dead_runs(engine, second(1)) == []
         process.kill()
         process.wait()
-        _, claim = start_run(engine, A, now=second(2))
+        assert close_dead_runs(engine, second(2)) == [int(run_id)]
+    _, claim = start_run(engine, A, now=second(3))
     assert claim.held == {A}
     assert statuses(engine)[int(run_id)] == "abandoned"

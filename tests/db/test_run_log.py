@@ -18,12 +18,23 @@ from etl.db.run_log import Claim, NumberOutcome, RunOutcome
 from etl.db.tables import (
     COUNTS,
     Status,
+    metadata,
     number_leases,
     phone_numbers,
     sync_run_numbers,
     sync_runs,
 )
-from tests.support.builders import NOON, A, B, Row, Rows, row_of, second, without
+from tests.support.builders import (
+    NOON,
+    A,
+    B,
+    Row,
+    Rows,
+    close_dead_runs,
+    row_of,
+    second,
+    without,
+)
 
 
 def run_row(**fields: Any) -> Row:
@@ -95,7 +106,31 @@ def test_a_run_is_logged_before_anything_else(engine: Engine, rows: Rows) -> Non
 
 def test_run_ids_are_ascending(engine: Engine) -> None:
     """A later run has a higher id."""
-    assert [start(engine), start(engine)] == [1, 2]
+    assert [start(engine), start(engine, second(1))] == [1, 2]
+
+
+def test_a_run_that_starts_twice_starts_once(engine: Engine, rows: Rows) -> None:
+    """The answer to its first COMMIT was lost. Its numbers, too, are claimed once."""
+    assert [start(engine), start(engine)] == [1, 1]
+    claimed = claim(engine, A, B)
+    before = [rows(table) for table in metadata.sorted_tables]
+    assert start(engine) == 1
+    assert claim(engine, A, B, now=second(1)) == claimed
+    assert [rows(table) for table in metadata.sorted_tables] == before
+
+
+def test_a_busy_number_stays_busy_when_it_is_claimed_again(engine: Engine, rows: Rows) -> None:
+    """Whether the second claim finds the number held or free, its row is written once."""
+    start(engine)
+    claim(engine, A)
+    start(engine, second(1))
+    claimed = claim(engine, A, B, run_id=2, now=second(1))
+    before = rows(sync_run_numbers)
+    assert claim(engine, A, B, run_id=2, now=second(2)) == claimed
+    assert rows(sync_run_numbers) == before
+    finish(engine, RunOutcome("succeeded"), run_id=1)
+    assert claim(engine, A, B, run_id=2, now=second(3)).held == {A, B}
+    assert rows(sync_run_numbers)[-2:] == before[-2:]
 
 
 def test_claimed_numbers_are_logged(engine: Engine, rows: Rows) -> None:
@@ -183,7 +218,7 @@ def test_a_number_that_ends_releases_its_lease(engine: Engine, rows: Rows) -> No
     """Its row has the outcome, and phone_numbers the time of its first load."""
     start(engine)
     claim(engine, A, B)
-    evidence: Row = {"total_count": 2**40, "distinct_ids": 2**40}
+    evidence: Row = {"total_count": 2**40, "distinct_ids": 2**40, "missing": 0}
     read: Row = {"completeness": "consistent", "passes": 2}
     outcome = NumberOutcome(A, "succeeded", ApiUsage(7, 1, 0), **read, evidence=evidence)
     close(engine, outcome, now=second(9))
@@ -197,7 +232,7 @@ def test_a_proof_is_written_to_the_earlier_run(engine: Engine, rows: Rows) -> No
     """A walk that proves the one before it upgrades that one's completeness."""
     unproved: Row = {"status": "succeeded", "completeness": "unproved", "reason": "it moved"}
     for run_id, proved_run in ((1, None), (2, 1)):
-        start(engine)
+        start(engine, second(run_id))
         claim(engine, A, run_id=run_id)
         close(engine, NumberOutcome(A, **unproved, proved_run=proved_run), run_id)
     later = {"run_id": 2, "finished_at": NOON}
@@ -229,7 +264,8 @@ def test_a_number_is_loaded_after_its_first_full_read(engine: Engine, rows: Rows
         start(engine)
         claimed = claim(engine, A, B, run_id=run_id)
         assert claimed.loaded == (frozenset() if run_id == 1 else {A})
-        done = NumberOutcome(A, "succeeded", completeness="unproved", reason="it moved")
+        read: Row = {"completeness": "unproved", "reason": "it moved", "evidence": {"missing": 0}}
+        done = NumberOutcome(A, "succeeded", **read)
         close(engine, done, run_id, second(run_id))
         finish(engine, RunOutcome("partial"), run_id)
     assert [row["first_loaded_at"] for row in rows(phone_numbers)] == [None, second(1)]
@@ -248,7 +284,8 @@ def test_a_finished_run_has_the_sums_of_its_numbers(engine: Engine, rows: Rows) 
     close(engine, NumberOutcome(A, "succeeded", ApiUsage(2, 1, 1)))
     close(engine, NumberOutcome(B, "failed", ApiUsage(3, 1, 1), error_kind="unavailable"))
     why: Row = {"error_kind": "unavailable", "error_detail": "the API is unavailable"}
-    finish(engine, RunOutcome("partial", **why, usage=ApiUsage(10, 2, 0)), now=second(30))
+    for now in (second(30), second(31)):  # The answer to the first COMMIT was lost.
+        finish(engine, RunOutcome("partial", **why, usage=ApiUsage(10, 2, 0)), now=now)
     sums = {**dict.fromkeys(COUNTS, 2), "requests": 15, "retries": 4, "throttled": 2}
     ended = {"status": "partial", "finished_at": second(30), "numbers_total": 2}
     assert rows(sync_runs) == [run_row(**ended, numbers_failed=1, **sums, **why)]
@@ -283,10 +320,11 @@ def test_a_run_without_numbers_ends_too(engine: Engine, rows: Rows) -> None:
 
 
 def test_an_abandoned_run_stays_abandoned(engine: Engine, rows: Rows) -> None:
-    """The next run closes it; if its process was alive after all, its own end changes nothing."""
+    """Another run closes it; if its process was alive after all, its own end changes nothing."""
     start(engine)
     claim(engine, A)
     start(engine, second(60))
+    close_dead_runs(engine, second(60))
     claim(engine, A, run_id=2, now=second(61))
     finish(engine, RunOutcome("succeeded"), run_id=1, now=second(70))
     found: Row = {

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from sqlalchemy import BigInteger, Column, Engine, Integer, Table, insert, inspect, text
 
-from etl.db import schema, tables
+from etl.db import run_log, schema, tables
 from etl.db.engine import open_engine, writing
 from etl.db.tables import REVISION, VERSION_TABLE, metadata
 from etl.db.types import BigKey, UtcDateTime
@@ -156,14 +156,53 @@ def test_a_downgrade_to_an_unknown_revision_is_refused(built: Engine, revision: 
     assert schema.differences(built) is None
 
 
-def test_a_failed_upgrade_leaves_nothing_behind(empty: Engine) -> None:
-    """If another project has a table of the same name, the upgrade changes nothing."""
+def test_a_failed_upgrade_leaves_nothing_behind(
+    empty: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in the last migration rolls back the first."""
     execute(empty, "CREATE TABLE chat_events (theirs TEXT)")
+    monkeypatch.setattr(schema, "usable_revision", lambda _: None)
     with pytest.raises(DatabaseError) as caught:
         schema.upgrade(empty)
     assert caught.value.exit_code == 6
     assert table_names(empty) == {"chat_events"}
     assert schema.current(empty) is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TABLE chats (theirs TEXT)", "CREATE VIEW current_participants AS SELECT 1 AS theirs"],
+)
+def test_tables_of_another_program_are_named(empty: Engine, statement: str) -> None:
+    """A table or view of our names, in a database that this program has not set up."""
+    execute(empty, "CREATE TABLE phone_numbers (theirs TEXT)", statement)
+    before = table_names(empty)
+    name = statement.split()[2]
+    for command in (
+        lambda: schema.ensure_usable(empty),
+        lambda: schema.ensure_current(empty, upgrade_allowed=True),
+        lambda: schema.upgrade(empty),
+    ):
+        with pytest.raises(SchemaError) as caught:
+            command()
+        assert str(caught.value) == (
+            "the database has tables of another program with the names that this one needs "
+            f"({name}, phone_numbers): use another database"
+        )
+        assert caught.value.exit_code == 6
+    assert table_names(empty) == before
+
+
+def test_an_upgrade_makes_the_writers_lock(built: Engine) -> None:
+    """Its row, and none for the runs of before: no fence, so they can be closed at once."""
+    fences = "SELECT run_id, fence FROM run_fences"
+    assert values(built, fences) == [(0, 0)]
+    add_a_row_to_every_table(built)
+    schema.downgrade(built, "0006_baseline")
+    schema.upgrade(built)
+    assert values(built, fences) == [(0, 0)]
+    with writing(built) as connection:
+        assert run_log.abandon(connection, 1, NOON)
 
 
 # Checks

@@ -31,7 +31,8 @@ Call = Callable[[LinqClient, RequestContext], Awaitable[T]]
 class Answer:
     """One answer; `length` overrides the Content-Length of the body.
 
-    After the body, `stalls` keeps the connection open and silent, `drips` sends a byte at a time.
+    `delay` is in seconds. After the body, `stalls` keeps the connection open and silent, `drips`
+    sends a byte at a time.
     """
 
     status: int = 200
@@ -40,6 +41,7 @@ class Answer:
     length: int | None = None
     stalls: bool = False
     drips: bool = False
+    delay: float = 0.0
 
 
 OK = Answer()
@@ -101,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         if answer is None:
             self.close_connection = True
             return
+        self.server.closing.wait(answer.delay)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

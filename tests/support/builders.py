@@ -12,7 +12,7 @@ from sqlalchemy import Engine, Table
 
 from etl.api.decode import decode_page
 from etl.config import Config, PhoneNumber, load_config
-from etl.db import run_log
+from etl.db import leases, run_log
 from etl.db.engine import writing
 from etl.db.run_log import Claim
 from etl.db.store.batch import ObservedPage
@@ -159,8 +159,18 @@ def config_with(**variables: object) -> Config:
 def start_run(
     engine: Engine, *phone_numbers: str, command: str = "sync", now: datetime = NOON
 ) -> tuple[int, Claim]:
-    """A run of this process that claims the numbers, with a lease of 60 seconds."""
+    """A run of this process that claims the numbers, with a lease of 60 seconds.
+
+    The second run of a test needs another time: the same one is taken for a repetition.
+    """
     with writing(engine) as connection:
         run_id = run_log.start(connection, command, now=now, lease_seconds=60)
         numbers = [PhoneNumber(number) for number in phone_numbers]
         return run_id, run_log.claim(connection, run_id, numbers, now)
+
+
+def close_dead_runs(engine: Engine, now: datetime) -> list[int]:
+    """Close the runs that are dead by then; return those that could be closed."""
+    with writing(engine) as connection:
+        dead = leases.dead_runs(connection, now)
+        return [run_id for run_id in dead if run_log.abandon(connection, run_id, now)]

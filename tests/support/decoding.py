@@ -37,3 +37,8 @@ def only_rejected(record: str) -> Rejected:
 def rejected(chat_id: int | None, reason: str, payload: str) -> Rejected:
     """The rejected record that was sent with this canonical JSON."""
     return Rejected(chat_id, reason, payload, hash64(payload.encode()))
+
+
+def tolerated(record: str) -> str:
+    """The same record, spelled so that it cannot be decoded in one step: its last id counts."""
+    return r'{"id":"\u0000",' + record.removeprefix("{")

@@ -56,10 +56,11 @@ def server(given_url: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def database(server_url: str) -> Iterator[str]:
+def database(server_url: str, *, encoding: str = "UTF8") -> Iterator[str]:
     """The URL of a new, empty database, which is dropped at the end."""
     name = f"linq_etl_test_{uuid.uuid4().hex}"
-    _execute(server_url, "CREATE DATABASE {} TEMPLATE template0", name)
+    like = f"TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+    _execute(server_url, f"CREATE DATABASE {{}} {like}", name)
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:

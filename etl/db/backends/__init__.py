@@ -7,6 +7,7 @@ is opened, so that one database's driver is not needed for another.
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
 
 from sqlalchemy import Connection, Dialect, Engine, Select, Subquery, Table
@@ -25,6 +26,13 @@ class Encoders(NamedTuple):
     json: Callable[[str], Any]
 
 
+class Examination(NamedTuple):
+    """What keeps a sync from writing, a sentence with its fix each; and what was not examined."""
+
+    problems: list[str]
+    note: str = ""
+
+
 class Backend(Protocol):
     """The types and functions of a database's module."""
 
@@ -34,11 +42,25 @@ class Backend(Protocol):
     def create_engine(self, url: URL) -> Engine:
         """An engine that connects lazily. Raises DatabaseError if the URL cannot be opened."""
 
+    def missing_file(self, url: URL) -> Path | None:
+        """The file that opening the database would create; None if it would create none."""
+
     def begin_writing(self, connection: Connection, name: str) -> None:
         """Apply the settings of a writing transaction; the server shows it under `name`."""
 
     def begin_migrating(self, connection: Connection) -> None:
         """Wait for another migration to end; its tables may not exist yet."""
+
+    def unusable(self, connection: Connection) -> str | None:
+        """Why the database cannot hold what the API sends, and what to do; None if it can."""
+
+    def examine(
+        self, connection: Connection, tables: Collection[str], *, creates: bool
+    ) -> Examination:
+        """Whether a sync could write these existing tables, and, if it `creates`, others.
+
+        Changes nothing.
+        """
 
     def server_time(self, connection: Connection) -> datetime | None:
         """The server's time; None if the database runs in this process."""
@@ -49,8 +71,8 @@ class Backend(Protocol):
     def outage(self, error: BaseException) -> Outage | None:
         """Whether the transaction may succeed if it is repeated, and after what."""
 
-    def interrupt(self, connection: Connection) -> None:
-        """End what another thread waits for on this connection, with an error there."""
+    def interrupt(self, driver: Any) -> None:
+        """End what another thread waits for on the driver's connection, with an error there."""
 
     def end_sessions(self, connection: Connection, name: str) -> list[int]:
         """End this role's other sessions whose transaction has the `name`; return their ids."""

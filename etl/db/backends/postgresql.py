@@ -6,6 +6,7 @@ zone, application name); everything else is set for one transaction.
 """
 
 import os
+import re
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -33,18 +34,21 @@ from sqlalchemy import (
     literal,
     select,
     table,
+    text,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
-from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, dialect, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Outage, Row
+from etl.db.backends import Encoders, Examination, Outage, Row
+from etl.errors import ConfigError
 
 KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
 # PostgreSQL compares jsonb values; it cannot compare json.
 JSON_TYPE: Final[TypeEngine[Any]] = JSONB(none_as_null=True)
 _MIGRATION_LOCK: Final = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
+_MIGRATION_TIMEOUT: Final = "60s"
 # Both ends notice a silent network within a minute; on this end, libpq's names differ.
 _TCP: Final = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 6}
 _TCP_USER_TIMEOUT_MS: Final = 45_000
@@ -64,17 +68,21 @@ _SETTINGS: Final = {
 }
 
 # By SQLSTATE.
+_CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
 _ADVICE: Final = {
+    "40001": _CONFLICT_ADVICE,
+    "40P01": _CONFLICT_ADVICE,
     "55P03": "another program has locked it for too long: wait, or end that program",
     "53100": "free space on its disk and run again: nothing that was stored is lost",
     "25006": "it is read-only: connect to the primary, or let the role write",
+    "25P03": "this process was suspended for more than 30 s within a transaction: run again",
 }
 _FORBIDDEN: Final = "42501"
-_RIGHTS: Final = {
-    "table": "SELECT, INSERT, UPDATE, DELETE ON",
-    "view": "SELECT ON",
-    "sequence": "USAGE ON SEQUENCE",
-}
+_NO_SCHEMA: Final = "3F000"
+_RIGHTS: Final = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; "
+    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+)
 # Serialization failure, deadlock, and a unique key that another transaction inserted first.
 _CONFLICTS: Final = {"40001", "40P01", "23505"}
 # A lock timeout, too many connections, a standby before its promotion, a session that was ended.
@@ -82,7 +90,11 @@ _PASSING: Final = {"55P03", "53300", "25006", "25P03", "57P01", "57P02", "57P03"
 
 
 def create_engine(url: URL) -> Engine:
-    """An engine that connects lazily."""
+    """An engine that connects lazily. Raises ConfigError for a parameter unknown to libpq."""
+    known = {each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()}
+    if unknown := sorted(url.query.keys() - known):
+        names = ", ".join(n for n in unknown if re.fullmatch(r"[a-z_]{1,40}", n)) or "(not shown)"
+        raise ConfigError(f"database.url: libpq does not know the parameter {names}")
     # libpq puts these two in the startup packet, and takes them from the environment only.
     os.environ["PGDATESTYLE"], os.environ["PGTZ"] = "ISO", "UTC"
     return create_sqlalchemy_engine(
@@ -103,6 +115,10 @@ def create_engine(url: URL) -> Engine:
     )
 
 
+def missing_file(url: URL) -> None:
+    """The server has the files."""
+
+
 def begin_writing(connection: Connection, name: str) -> None:
     """The settings end with the transaction."""
     settings = _SETTINGS | {"application_name": name}
@@ -111,7 +127,64 @@ def begin_writing(connection: Connection, name: str) -> None:
 
 def begin_migrating(connection: Connection) -> None:
     """Take an advisory lock, which ends with the transaction."""
+    wait = func.set_config("lock_timeout", bindparam("wait", type_=Text), True)
+    connection.execute(select(wait), {"wait": _MIGRATION_TIMEOUT})
     connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    connection.execute(select(wait), {"wait": _SETTINGS["lock_timeout"]})
+
+
+def unusable(connection: Connection) -> str | None:
+    """Only UTF8 holds every text."""
+    encoding, name = connection.execute(
+        select(func.current_setting("server_encoding"), func.current_database())
+    ).one()
+    if encoding == "UTF8":
+        return None
+    return (
+        f"Database {name} is encoded in {encoding}, which cannot hold every text. Use another one: "
+        f"CREATE DATABASE {_quoted(f'{name}_utf8')} TEMPLATE template0 ENCODING 'UTF8' "
+        "LC_COLLATE 'C' LC_CTYPE 'C';"
+    )
+
+
+def examine(connection: Connection, tables: Collection[str], *, creates: bool) -> Examination:
+    """By the catalog: whether the server and the role write, and the role's privileges."""
+    standby, read_only, role, may_create = connection.execute(_ROLE).one()
+    problems = []
+    if standby:
+        problems.append("The server is a standby, which cannot be written. Connect to the primary.")
+    elif read_only == "on":
+        problems.append(
+            f"Role {role} may only read. Run: "
+            f"ALTER ROLE {role} SET default_transaction_read_only = off;"
+        )
+    if creates and not may_create:
+        problems.append(_may_not_create(role, "public"))
+    rows = connection.execute(_PRIVILEGES, {"names": list(tables)}).all()
+    if denied := [row.name for row in rows if not row.may_write]:
+        problems.append(_may_not_use(role, ", ".join(denied)))
+    if creates and (foreign := [row.name for row in rows if not row.is_owner]):
+        problems.append(_does_not_own(role, ", ".join(foreign)))
+    return Examination(problems)
+
+
+_ROLE: Final = text("""
+    SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), quote_ident(current_user),
+        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)
+""")
+_PRIVILEGES: Final = text("""
+    SELECT t.relname AS name, pg_has_role(t.relowner, 'USAGE') AS is_owner,
+        has_table_privilege(t.oid, 'SELECT') AND has_table_privilege(t.oid, 'INSERT')
+        AND has_table_privilege(t.oid, 'UPDATE') AND has_table_privilege(t.oid, 'DELETE')
+        AND coalesce(bool_and(has_sequence_privilege(s.oid, 'USAGE')), true) AS may_write
+    FROM pg_class t
+    LEFT JOIN pg_depend d ON d.refobjid = t.oid AND d.deptype = 'a'
+        AND d.refclassid = 'pg_class'::regclass
+    LEFT JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+    WHERE t.relname = ANY(:names) AND t.relkind IN ('r', 'p') AND pg_table_is_visible(t.oid)
+    GROUP BY t.oid, t.relname, t.relowner
+    ORDER BY t.relname
+""")
 
 
 def server_time(connection: Connection) -> datetime:
@@ -126,14 +199,57 @@ def explain(error: BaseException, url: URL) -> str | None:
     message = str(error).strip().partition("\n")[0]
     if state in _ADVICE:
         return f"the database is unavailable: {message}; {_ADVICE[state]}"
-    if state != _FORBIDDEN:
-        return None
-    role, (kind, _, name) = url.username or "?", message.rpartition(" for ")[2].partition(" ")
+    role = _role(url)
+    if state == _NO_SCHEMA:
+        return (
+            f"Role {role} may use no schema of its search_path. "
+            f"Run: GRANT USAGE ON SCHEMA public TO {role};"
+        )
+    return _explain_forbidden(message, role) if state == _FORBIDDEN else None
+
+
+def _explain_forbidden(message: str, role: str) -> str:
+    """The server's message is `permission denied for KIND NAME` or `must be owner of KIND NAME`."""
+    verb, _, subject = message.partition(" for ")
+    kind, _, name = subject.partition(" ")
     if kind == "schema":
-        return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {name} TO {role};"
-    if rights := _RIGHTS.get(kind):
-        return f"Role {role} may not use {kind} {name}. Run: GRANT {rights} {name} TO {role};"
+        return _may_not_create(role, name)
+    if kind in {"table", "view", "sequence"}:
+        return _may_not_use(role, subject)
+    if verb.startswith("must be owner of "):
+        return _does_not_own(role, verb.removeprefix("must be owner of "))
     return f"{message}: grant it to role {role}"
+
+
+def _may_not_create(role: str, schema: str) -> str:
+    return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {schema} TO {role};"
+
+
+def _may_not_use(role: str, objects: str) -> str:
+    return f"Role {role} may not use {objects}. Run: {_RIGHTS.format(role=role)}"
+
+
+def _does_not_own(role: str, objects: str) -> str:
+    return (
+        f"Role {role} may not upgrade the schema, because it does not own {objects}. "
+        "Run `linq-etl db upgrade` as the role that owns it."
+    )
+
+
+def _role(url: URL) -> str:
+    """The session's role: libpq's own choice if the URL names none."""
+    role = url.username or url.query.get("user")
+    if not isinstance(role, str):
+        defaults = {each.keyword: each.val for each in psycopg.pq.Conninfo.get_defaults()}
+        role = (defaults.get(b"user") or b"?").decode()
+    return _quoted(role)
+
+
+def _quoted(name: str) -> str:
+    """The name as SQL needs it: in quotes if it is not a plain word."""
+    preparer = dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
+    quoted: str = preparer.quote(name)
+    return quoted
 
 
 def outage(error: BaseException) -> Outage | None:
@@ -145,20 +261,18 @@ def outage(error: BaseException) -> Outage | None:
     return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
 
 
-def interrupt(connection: Connection) -> None:
+def interrupt(driver: Any) -> None:
     """Shut the socket down: a server that does not answer would not answer a cancel request."""
-    driver: Any = connection.connection.driver_connection
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(driver.fileno())) as other:
         other.shutdown(socket.SHUT_RDWR)
 
 
 def end_sessions(connection: Connection, name: str) -> list[int]:
     """A role may end its own sessions."""
-    found = _ACTIVITY.c.application_name == name
     mine = _ACTIVITY.c.usename == func.current_user()
     ended = func.pg_terminate_backend(_ACTIVITY.c.pid)
-    query = select(_ACTIVITY.c.pid, ended).where(found, mine, _OTHER_SESSION)
-    return [pid for pid, was_ended in connection.execute(query) if was_ended]
+    query = select(_ACTIVITY.c.pid, ended).where(_ACTIVITY.c.application_name == name, mine)
+    return [pid for pid, was_ended in connection.execute(query.where(*_OTHERS)) if was_ended]
 
 
 def lock_holders(connection: Connection) -> list[str]:
@@ -166,19 +280,24 @@ def lock_holders(connection: Connection) -> list[str]:
     ours = _ACTIVITY.c.application_name.like("linq-etl/%")
     open_since = _ACTIVITY.c.xact_start.is_not(None)
     query = select(_ACTIVITY.c.application_name, _ACTIVITY.c.pid)
-    found = connection.execute(query.where(ours, open_since, _OTHER_SESSION))
+    found = connection.execute(query.where(ours, open_since, *_OTHERS))
     return [f"{name} (server process {pid})" for name, pid in found]
 
 
 _ACTIVITY = table(
     "pg_stat_activity",
     column("pid", BigInteger),
+    column("datname"),
     column("usename"),
     column("application_name", Text),
     column("xact_start"),
     schema="pg_catalog",
 )
-_OTHER_SESSION = _ACTIVITY.c.pid != func.pg_backend_pid()
+# A run's id is that of another run in another database of the same server.
+_OTHERS: Final = (
+    _ACTIVITY.c.datname == func.current_database(),
+    _ACTIVITY.c.pid != func.pg_backend_pid(),
+)
 
 
 def encoders() -> Encoders:

@@ -6,10 +6,11 @@ slower. Rows go in by long VALUES lists and come out as one JSON text.
 
 import os
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,16 +37,16 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Outage, Row
+from etl.db.backends import Encoders, Examination, Outage, Row
 from etl.errors import DatabaseError
 
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
 KEY_TYPE: Final[TypeEngine[Any]] = Integer()
 JSON_TYPE: Final[TypeEngine[Any]] = JSON(none_as_null=True)
 BUSY_SECONDS: Final = 30
+EXAMINE_SECONDS: Final = 5.0
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}",
-    "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA temp_store = MEMORY",
@@ -76,9 +77,16 @@ def create_engine(url: URL) -> Engine:
         # One connection stays open, because it keeps the large statements that it has prepared.
         pool_size=1,
     )
-    event.listen(engine, "connect", _prepare)
+    path = Path(url.database or "").absolute()
+    event.listen(engine, "connect", partial(_prepare, path))
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def missing_file(url: URL) -> Path | None:
+    """The database's file, if it does not exist."""
+    path = Path(url.database or "")
+    return None if _identity(path) else path
 
 
 def begin_writing(connection: Connection, name: str) -> None:
@@ -87,6 +95,39 @@ def begin_writing(connection: Connection, name: str) -> None:
 
 def begin_migrating(connection: Connection) -> None:
     """As begin_writing."""
+
+
+def unusable(connection: Connection) -> None:
+    """SQLite holds every text in each of its encodings."""
+
+
+def examine(
+    connection: Connection,
+    tables: Collection[str],  # noqa: ARG001
+    *,
+    creates: bool,  # noqa: ARG001
+) -> Examination:
+    """The permissions, and the file's pages as far as the time allows."""
+    path = Path(connection.engine.url.database or "")
+    problems = [
+        f"{each} may not be written. Check its permissions."
+        for each in (path, path.parent)
+        if not os.access(each, os.W_OK)
+    ]
+    driver: Any = connection.connection.driver_connection
+    end = time.monotonic() + EXAMINE_SECONDS
+    driver.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+    try:
+        found = str(driver.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if _error_name(error) != "SQLITE_INTERRUPT":
+            raise
+        return Examination(problems, f"checked its pages for {EXAMINE_SECONDS:g} s, not to the end")
+    finally:
+        driver.set_progress_handler(None, 0)
+    if found != "ok":
+        problems.append(f"{path} is damaged. Restore a backup, or sync into a new file.")
+    return Examination(problems)
 
 
 def server_time(connection: Connection) -> None:
@@ -109,10 +150,10 @@ def outage(error: BaseException) -> Outage | None:
     return "unavailable" if locked else None
 
 
-def interrupt(connection: Connection) -> None:
+def interrupt(driver: Any) -> None:
     """The statement ends with SQLITE_INTERRUPT; a wait for the file's lock does not."""
-    driver: Any = connection.connection.driver_connection
-    driver.interrupt()
+    with suppress(sqlite3.Error):
+        driver.interrupt()
 
 
 def end_sessions(connection: Connection, name: str) -> list[int]:  # noqa: ARG001
@@ -223,12 +264,30 @@ def _create_private(url: URL) -> None:
         ) from error
 
 
-def _prepare(connection: sqlite3.Connection, _record: Any) -> None:
+def _prepare(path: Path, connection: sqlite3.Connection, record: Any) -> None:
     for pragma in _PRAGMAS:
         connection.execute(pragma)
+    record.info["file"] = path, _identity(path)
 
 
 def _begin(connection: Connection) -> None:
+    path, opened = connection.info["file"]
+    if opened != _identity(path):
+        # SQLite would go on writing to a file that nobody can open any more.
+        raise DatabaseError(
+            f"the database file {path} was deleted or replaced while it was in use: run again"
+        )
+    if connection.get_execution_options().get("read_only"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # Changes a file that has another mode, so a reader leaves it alone.
+    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
     # A writer locks at once: a transaction that began by reading cannot always be promoted.
-    read_only = connection.get_execution_options().get("read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from hashlib import blake2b
 
 from sqlalchemy import Connection, and_, func, insert, select
 
@@ -51,7 +50,7 @@ def _store_rejected(
     At most MAX_REJECTED are stored per run; the others are only counted.
     """
     found = {
-        (page.phone_number, _digest(rejected.payload)): (page, rejected)
+        (page.phone_number, rejected.digest): (page, rejected)
         for page in pages
         for rejected in page.page.rejected
     }
@@ -81,10 +80,6 @@ def _store_rejected(
     if kept := rows[: max(MAX_REJECTED - stored, 0)]:
         connection.execute(insert(table), kept)
     return Counter(phone_number for phone_number, _ in found)
-
-
-def _digest(payload: str) -> int:
-    return int.from_bytes(blake2b(payload.encode(), digest_size=8).digest(), signed=True)
 
 
 def _counts(pages: Sequence[ObservedPage], diffs: Iterable[Diff], rejected: Counter[str]) -> Counts:

@@ -1,6 +1,7 @@
 """Texts, numbers, times and unknown fields come back as the API sent them."""
 
 from datetime import UTC, datetime
+from functools import reduce
 
 import pytest
 from sqlalchemy import Engine
@@ -20,6 +21,9 @@ from tests.support.builders import (
     observed_page,
 )
 from tests.support.marks import only_sqlite
+
+# As deep as a record may be: a participant's field is in the third level.
+NESTED: object = reduce(lambda inner, _: {"a": inner}, range(397), 1)
 
 # Inserts and updates take different ways into the database.
 both_ways = pytest.mark.parametrize("known", [False, True], ids=["inserted", "updated"])
@@ -147,7 +151,7 @@ def test_unknown_fields_compare_by_value(store: Store, rows: Rows) -> None:
     assert rows(chats) == [chat_row(changed_at=minute(3))]
 
 
-@pytest.mark.parametrize("value", [1e16, 1e22, 0.1, -0.0, 5e-324, 2**70, "1e16", True])
+@pytest.mark.parametrize("value", [1e16, 1e23, 0.1, -0.0, 5e-324, 2**70, "1e16", True, NESTED])
 def test_unknown_values_are_unchanged_when_read_again(
     engine: Engine, store: Store, value: object
 ) -> None:
