@@ -30,7 +30,7 @@ _MAX_FILE_BYTES = 1024 * 1024
 _MAX_TOKEN_BYTES = 8 * 1024
 _MAX_NUMBERS = 10_000
 _MAX_PROBLEMS = 50  # shown at once
-_DEEP_KEY = re.compile(r"""(?:["'\w-]+[ \t]*\.[ \t]*){50}""")
+_DEEP_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++[ \t]*+\.[ \t]*+){50}""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,8 @@ def load_config(
     )
     if needs_token:
         problems.extend(_token_problems(config, entries))
-    if needs_numbers and not entries:
-        problems.extend(_number_problems(config))
+    if needs_numbers and not (entries or config.sync.all_phone_numbers):
+        problems.append(_NO_NUMBERS)
     if problems:
         more = len(problems) - _MAX_PROBLEMS
         shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
@@ -166,7 +166,7 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
     named = path or (Path(environ[CONFIG_ENV]) if environ.get(CONFIG_ENV) else None)
     file = named or DEFAULT_PATH
     try:
-        return tomllib.loads(_text(file, _MAX_FILE_BYTES))
+        return _toml(_read(file, _MAX_FILE_BYTES))
     except FileNotFoundError:
         if named:
             raise ConfigError(
@@ -185,14 +185,18 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _text(file: Path, max_bytes: int) -> str:
-    """The file's text. Raises ValueError if reading it would take too long."""
+def _read(file: Path, max_bytes: int) -> bytes:
+    """The file's content, or a little more than `max_bytes` of it."""
     with file.open("rb") as opened:
-        content = opened.read(max_bytes + 1)
+        return opened.read(max_bytes + 1)
+
+
+def _toml(content: bytes) -> dict[str, Any]:
+    """The settings. Raises ValueError if the content is invalid, or could take hours to parse."""
     text = content.decode("utf-8-sig")
-    if len(content) > max_bytes or _DEEP_KEY.search(text):
+    if len(content) > _MAX_FILE_BYTES or _DEEP_KEY.search(text):
         raise ValueError
-    return text
+    return tomllib.loads(text)
 
 
 def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -260,6 +264,10 @@ def _list(text: str) -> list[str]:
     return [entry for entry in text.split(",") if entry.strip()]
 
 
+_NO_NUMBERS = (
+    'sync.phone_numbers: there is none; write e.g. ["+13343284472"], or '
+    "all_phone_numbers = true (`linq-etl phone-numbers` lists them)"
+)
 _NUMBER_KEYS = {"number", "label", "token_env"}
 
 
@@ -324,8 +332,10 @@ def _default_token(
     try:
         if environ.get(TOKEN_ENV):
             return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
-        text = _text(Path(token_file), _MAX_TOKEN_BYTES) if token_file else None
-        return None if text is None else _token(text, "api.token_file")
+        if not token_file:
+            return None
+        content = _read(Path(token_file), _MAX_TOKEN_BYTES)
+        return _token(content.decode("utf-8-sig"), "api.token_file")
     except OSError as error:
         # Not the path: it may be a misplaced token.
         problem = f"api.token_file: that file cannot be read: {error.strerror}"
@@ -341,7 +351,7 @@ def _default_token(
 
 def _token(text: str, source: str) -> Token:
     value = text.strip()
-    if not value or not all("!" <= character <= "~" for character in value):
+    if not re.fullmatch(f"[!-~]{{1,{_MAX_TOKEN_BYTES}}}", value):
         raise ValueError(f"{source}: holds no usable token; put the bare token there, one line")
     return Token(value)
 
@@ -352,14 +362,6 @@ def _token_problems(config: Config, entries: Any) -> Iterable[str]:
     needed = config.sync.all_phone_numbers or not entries or not all(n.token for n in numbers)
     if needed and not (config.token or config.api.token_file):
         yield f"there is no token: set ${TOKEN_ENV}, or api.token_file to a file that holds it"
-
-
-def _number_problems(config: Config) -> Iterable[str]:
-    if not config.sync.all_phone_numbers:
-        yield (
-            'sync.phone_numbers: there is none; write e.g. ["+13343284472"], or '
-            "all_phone_numbers = true (`linq-etl phone-numbers` lists them)"
-        )
 
 
 def _check_urls(values: dict[str, dict[str, Any]], problems: list[str]) -> None:

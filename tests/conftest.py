@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from sqlalchemy import Engine, Table, select
+from sqlalchemy import Engine, Table, insert, select
 
-from etl.db import schema
+from etl.db import leases, schema
 from etl.db.engine import open_engine, reading
-from etl.db.tables import metadata
+from etl.db.tables import metadata, run_fences
 from tests.support import postgres
 from tests.support.builders import Row, Rows
 from tests.support.marks import cannot_run
@@ -118,6 +118,7 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
         with opened.begin() as connection:
             names = ", ".join(metadata.tables)
             connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+            connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
     yield opened
     opened.dispose()
 

@@ -666,8 +666,6 @@ def test_a_valid_database_url(load_toml: Loader, url: str) -> None:
         "postgresql+psycopg2://etl@db/linq",
         "mysql://etl@db/linq",
         "sqlite:///linq.db?mode=memory",
-        "postgresql://etl@db:port/linq",
-        "postgresql://etl@db:99999/linq",
     ],
 )
 def test_an_invalid_database_url(load_toml: Loader, url: str) -> None:
@@ -676,6 +674,113 @@ def test_an_invalid_database_url(load_toml: Loader, url: str) -> None:
         'database.url: invalid value; expected "sqlite:///FILE.db" or '
         '"postgresql://USER@HOST/DATABASE"'
     ]
+
+
+@pytest.mark.parametrize("port", ["port", "0", "99999"])
+def test_an_invalid_port_of_the_database(load_toml: Loader, port: str) -> None:
+    """The error says what a port is."""
+    text = f'{A_NUMBER}[database]\nurl = "postgresql://etl@db:{port}/linq"'
+    assert problems(load_toml, text) == [
+        "database.url: invalid value; expected a port from 1 to 65535"
+    ]
+
+
+def test_a_database_url_is_normalised(load_toml: Loader) -> None:
+    """A secret's file often ends with a newline, and hosts write postgres://."""
+    environ = WITH_TOKEN | {"LINQ_ETL_DATABASE__URL": "postgres://etl@db/linq\n"}
+    assert load_toml(A_NUMBER, environ).database.url == "postgresql://etl@db/linq"
+
+
+NUMBERS = [
+    (section, key)
+    for section, struct in SECTIONS.items()
+    for key, hint in struct.__annotations__.items()
+    if "int" in str(hint) or "float" in str(hint)
+]
+
+
+@pytest.mark.parametrize(("section", "key"), NUMBERS)
+@pytest.mark.parametrize("written", ["9" * 30, "-1", "nan", "inf", "1e999"])
+def test_a_number_that_no_setting_takes(
+    load_toml: Loader, section: str, key: str, written: str
+) -> None:
+    """The error names the setting, whether the file or the environment has it."""
+    header = "" if section == "sync" else f"[{section}]\n"
+    in_file = f"{A_NUMBER}{header}{key} = {written}\n"
+    variable = f"LINQ_ETL_{section}__{key}".upper()
+    for text, environ in ((A_NUMBER, {variable: written}), (in_file, {})):
+        (problem,) = problems(load_toml, text, WITH_TOKEN | environ)
+        assert problem.startswith(f"{section}.{key}: invalid value; expected ")
+
+
+@pytest.mark.parametrize("written", ["\u0663", "1_0", " 5", "5\n", "0x10"])
+def test_a_number_in_another_notation(load_toml: Loader, written: str) -> None:
+    """A variable has ASCII digits and nothing else."""
+    environ = WITH_TOKEN | {"LINQ_ETL_API__PER_PAGE": written}
+    assert problems(load_toml, A_NUMBER, environ) == [
+        "api.per_page: invalid value; expected a whole number from 1 to 100"
+    ]
+
+
+def test_a_phone_number_in_other_digits(load_toml: Loader) -> None:
+    """It is not taken for the number that its digits mean."""
+    arabic = "".join(chr(0x660 + int(digit)) for digit in "3343284472")
+    (problem,) = problems(load_toml, f'[sync]\nphone_numbers = ["{arabic}"]')
+    assert problem.startswith("sync.phone_numbers, entry 1: that is not a phone number;")
+
+
+@pytest.mark.parametrize("label", [r"a\u0000b", r"a\nb", r"\u001b[2J", "x" * 256])
+def test_a_label_is_one_line(load_toml: Loader, label: str) -> None:
+    """No database holds NUL, and a table on a terminal has one line for a number."""
+    text = f'[sync]\nphone_numbers = [{{ number = "+13343284472", label = "{label}" }}]'
+    assert problems(load_toml, text) == [
+        "sync.phone_numbers, entry 1: write a label in one line of at most 255 characters"
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "#" * (1024 * 1024 + 1),
+        "a" + ".a" * 100_000 + " = 1",
+        "[" + '"a".' * 100_000 + "a]",
+        "x = " + "[" * 100_000,
+        "x = " + "{a = " * 100_000,
+        "x = " + "9" * 100_000,
+    ],
+    ids=["huge", "dots", "tables", "arrays", "inline tables", "digits"],
+)
+def test_a_file_out_of_bounds(load_toml: Loader, content: str) -> None:
+    """It is refused at once, not read for hours."""
+    with pytest.raises(ConfigError, match=r"linq\.toml: not valid TOML: .* out of bounds"):
+        load_toml(content)
+
+
+def test_a_file_without_an_end() -> None:
+    """A device in place of the file is refused too, and in place of the token's."""
+    with pytest.raises(ConfigError, match="/dev/zero: not valid TOML"):
+        load_config(Path("/dev/zero"), WITH_TOKEN)
+    endless = {
+        "LINQ_ETL_API__TOKEN_FILE": "/dev/zero",
+        "LINQ_ETL_SYNC__PHONE_NUMBERS": "3343284472",
+    }
+    with pytest.raises(ConfigError, match=r"api\.token_file: "):
+        load_config(None, endless)
+
+
+def test_too_many_numbers(load_toml: Loader) -> None:
+    """They are not even looked at."""
+    numbers = ",".join(["3343284472"] * 10_001)
+    assert problems(load_toml, "", WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": numbers}) == [
+        "sync.phone_numbers: write at most 10000 numbers"
+    ]
+
+
+def test_many_problems_are_counted(load_toml: Loader) -> None:
+    """The first fifty are shown."""
+    numbers = WITH_TOKEN | {"LINQ_ETL_SYNC__PHONE_NUMBERS": ",".join("x" * 60)}
+    found = problems(load_toml, "", numbers)
+    assert (len(found), found[-1]) == (51, "and 10 more")
 
 
 @pytest.mark.parametrize(

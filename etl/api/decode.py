@@ -26,7 +26,7 @@ from etl.api.scan import split_items, split_members
 
 MAX_ROWS: Final = 200  # twice the most that can be asked for; the API may ignore what was asked
 MAX_NUMBERS: Final = 100_000
-MAX_COUNT: Final = 2**53
+MAX_COUNT: Final = 10**9
 _MAX_MEMBERS: Final = 100
 _MAX_ERROR: Final = 64 * 1024
 _NO_JSON: Final = "an answer that is not JSON, or is cut short"

@@ -51,7 +51,7 @@ async def run_checks(config_path: Path | None) -> list[Finding]:
     for token, numbers in _numbers_by_token(config).items():
         with _finding_on_error(findings, "token"):
             findings += await _check_token(config, token, numbers)
-    await asyncio.to_thread(_check_database, config, findings)
+    await asyncio.to_thread(check_database, config, findings)
     return findings
 
 
@@ -119,7 +119,8 @@ def _numbers_finding(numbers: Sequence[PhoneNumber], visible: set[str]) -> Findi
     return Finding("numbers", problem, ConfigError.exit_code)
 
 
-def _check_database(config: Config, findings: list[Finding]) -> None:
+def check_database(config: Config, findings: list[Finding]) -> None:
+    """Add what a sync needs of the database and its schema; writes nothing, creates no file."""
     with _finding_on_error(findings, "database"):
         if missing := missing_file(config.database.url):
             findings.append(_new_file_finding(missing))
@@ -136,7 +137,7 @@ def _check_database(config: Config, findings: list[Finding]) -> None:
 
 
 def _new_file_finding(path: Path) -> Finding:
-    if os.access(path.parent, os.W_OK | os.X_OK):
+    if os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
         return Finding("database", f"{path} does not exist yet; the first sync creates it")
     state = "may not be written" if path.parent.is_dir() else "does not exist"
     problem = f"{path} cannot be created: its folder {state}; see database.url"

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task  # noqa: S101  # a running coroutine has a task
 
-        # Not a handler of the loop's: a second signal must end the process even if the loop hangs.
+        # Not called by the loop: a second signal must end the process even if the loop hangs.
         def interrupt(number: int, _: object) -> None:
             received.append(number)
             for each in watched:
@@ -135,7 +136,9 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
                 loop.call_soon_threadsafe(task.cancel)
 
         for each in watched:
+            loop.add_signal_handler(each, lambda: None)  # It wakes a loop that waits.
             signal.signal(each, interrupt)
+        loop.set_default_executor(_Executor())
         return await job
 
     try:
@@ -146,6 +149,13 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
         if not received:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
+
+
+class _Executor(ThreadPoolExecutor):
+    """Its end does not wait for a thread that is stuck, such as one that looks up a host's name."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
 # The signals that end a job, and the one whose exit code it then has.

@@ -1,7 +1,10 @@
 """The command group, its global options, and the exit code of every error."""
 
+import os
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,13 +55,22 @@ for command in (
 def main() -> None:
     """Run the process's command line and exit."""
     protect_streams()
+    _print_no_tracebacks()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # Under nohup it is ignored.
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     code = run(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback while Python shuts down.
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Python would wait for threads that are stuck, such as one that looks up a host's name.
+    os._exit(code)
+
+
+def _print_no_tracebacks() -> None:
+    """Of errors outside the command's own course, log those of threads and drop the others."""
+    threading.excepthook = lambda hook: log.crash(hook.exc_value or RuntimeError())
+    sys.unraisablehook = lambda _: None  # An object that failed while it was deleted.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -78,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         code = 128 + signal.SIGINT
     except OSError as error:
         log.crash(error)
-        print_error(f"The operating system refused something: {error.strerror}. See the log above.")
+        print_error(f"The operating system reports an error: {error.strerror}. See the log above.")
         code = EtlError.exit_code
     except Exception as error:  # noqa: BLE001  # the last place where a crash can be explained
         log.crash(error)

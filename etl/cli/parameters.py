@@ -11,7 +11,7 @@ class WholeNumber(click.IntRange):
     """A whole number within bounds; Python would also take `1_000` and other scripts' digits."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, str) and not re.fullmatch(r"[+-]?[0-9]{1,20}", value):
+        if isinstance(value, str) and not re.fullmatch(r"[+-]?[0-9]+", value):
             self.fail(f"{value!r} is not a whole number.", param, ctx)
         number: int = super().convert(value, param, ctx)
         return number

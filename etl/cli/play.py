@@ -93,7 +93,8 @@ def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> N
     try:
         server = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
     except OSError as error:
-        raise ConfigError(f"--port: port {port} cannot be used: {error.strerror}") from None
+        reason = f"port {port} cannot be used ({error.strerror})"
+        raise ConfigError(f"--port: {reason}; choose another, or 0 for a free one") from None
     print_text(f"The sandbox answers at {server.url}; Ctrl-C stops it. In another shell:\n")
     print_text(f"  export LINQ_ETL_API__BASE_URL={server.url}")
     print_text("  export LINQ_INTEGRATION_TOKEN=sandbox-token")

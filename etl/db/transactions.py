@@ -6,8 +6,9 @@ lost. Whatever it writes must be the same the second time.
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -31,6 +32,7 @@ Begin = Callable[[], AbstractContextManager[Connection]]
 CONFLICT_TRIES = 6
 READERS = 4  # at once; more would use up the connections that the server or a pooler has
 GRACE_SECONDS = 3.0  # for a transaction in progress, once it is cancelled or the run is to end
+BREAK_OFF_SECONDS = 1.0  # for its statement to end, then for its connection
 _WAIT = wait_random_exponential(multiplier=0.1, max=3)
 
 
@@ -85,8 +87,7 @@ class Transactions:
             if isinstance(reason, asyncio.CancelledError):
                 await asyncio.wait([transaction], timeout=GRACE_SECONDS)
             if not transaction.done():
-                self._interrupt(call)
-                await asyncio.wait([transaction], timeout=1)
+                await self._break_off(call, transaction)
             if transaction.done():
                 transaction.exception()  # Retrieved, so that asyncio does not log it.
             if isinstance(reason, TimeoutError):
@@ -97,8 +98,12 @@ class Transactions:
 
     def _repeat(self, call: "_Call", begin: Begin, function: Callable[[Connection], T]) -> T:
         def transact() -> T:
-            with begin() as connection, call.noting(connection):
-                return function(connection)
+            try:
+                with begin() as connection:
+                    call.driver = connection.connection.driver_connection
+                    return function(connection)
+            finally:
+                call.driver = None
 
         retrying = Retrying(
             retry=retry_if_exception_type((DatabaseConflictError, DatabaseUnavailableError)),
@@ -137,9 +142,13 @@ class Transactions:
                 return f"; open transactions: {', '.join(holders)}"
         return ""
 
-    def _interrupt(self, call: "_Call") -> None:
-        if (driver := call.driver) is not None:
-            backend(self.engine.dialect).interrupt(driver)
+    async def _break_off(self, call: "_Call", transaction: "asyncio.Future[T]") -> None:
+        """Cancel its statement, then its connection; a server that is stuck answers neither."""
+        database = backend(self.engine.dialect)
+        for interrupt in (database.cancel, database.disconnect):
+            if (driver := call.driver) is not None:
+                _in_thread(partial(interrupt, driver))
+            await asyncio.wait([transaction], timeout=BREAK_OFF_SECONDS)
 
 
 class _Call:
@@ -148,14 +157,6 @@ class _Call:
     def __init__(self) -> None:
         self.given_up = threading.Event()
         self.driver: Any = None
-
-    @contextmanager
-    def noting(self, connection: Connection) -> Iterator[None]:
-        self.driver = connection.connection.driver_connection
-        try:
-            yield
-        finally:
-            self.driver = None
 
 
 def _error(state: RetryCallState) -> BaseException | None:

@@ -1,7 +1,7 @@
 """Keep a run's lease alive, and close the runs that died without closing themselves."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -19,11 +19,16 @@ class LeaseKeeper:
     """Renews the lease of a run that lasts `lease_seconds`."""
 
     def __init__(
-        self, transactions: Transactions, clock: Callable[[], datetime], lease_seconds: int
+        self,
+        transactions: Transactions,
+        clock: Callable[[], datetime],
+        lease_seconds: int,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._transactions = transactions
         self._clock = clock
         self._seconds = lease_seconds
+        self._sleep = sleep
 
     async def run(self, run_id: int) -> None:
         """Renew the lease three times within its duration, until cancelled.
@@ -31,12 +36,17 @@ class LeaseKeeper:
         Raises LeaseLostError if another run has closed this one. A stalled run can block the
         writers' lock, so dead runs are looked for each time.
         """
+        expires_at = leases.expiry(self._clock(), self._seconds)
         while True:
-            await asyncio.sleep(self._seconds / 3)
+            await self._sleep(self._seconds / 3)
             # The writer reports a database that is gone.
             with suppress(DatabaseError):
                 await self._transactions.write(partial(self._renew, run_id=run_id))
-                await self.close_dead_runs()
+                expired = self._clock() >= expires_at
+                expires_at = leases.expiry(self._clock(), self._seconds)
+                # After an outage, other living runs have yet to renew their leases.
+                if not expired:
+                    await self.close_dead_runs()
 
     async def close_dead_runs(self) -> None:
         """Close them as abandoned; end the session of a process that stalled within a batch."""

@@ -45,6 +45,7 @@ class Writer:
         self._usage = usage
         self._run_id = run_id
         self._clock = clock
+        self._batches = 0
         # None ends a batch: nothing more follows it at once.
         self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
         self._queued_bytes = 0
@@ -69,12 +70,12 @@ class Writer:
 
         Raises DatabaseError or LeaseLostError, after which nothing more is written.
         """
-        number = 0
         while True:
             if not (batch := await self._gather()):
                 continue
-            number += 1
-            await self._transactions.write(partial(self._write, batch=batch, number=number))
+            self._batches += 1
+            write = partial(self._write, batch=batch, number=self._batches)
+            await self._transactions.write(write)
             async with self._room:
                 self._queued_bytes -= sum(
                     item.page.size for item in batch if isinstance(item, ObservedPage)

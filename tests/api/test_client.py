@@ -66,7 +66,8 @@ def test_list_chats_sends_number_page_and_token(server: Server, caller: Caller) 
 
 def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
     """The page holds the decoded answer and the time of the request."""
-    server.answers = [Answer(body=b'{"data":[{"id":1},{"id":2}],"meta":{"total_count":2}}')]
+    answer = Answer(body=b'{"data":[{"id":1},{"id":2}],"meta":{"total_count":2}}')
+    server.answers = [answer]
 
     assert caller.call(server.url, list_chats) == Page(
         page_number=1,
@@ -77,7 +78,7 @@ def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
         rejected=(),
         texts_cleaned=0,
         observed_at=NOON,
-        size=len(server.answers[0].body),
+        size=len(answer.body),
     )
 
 

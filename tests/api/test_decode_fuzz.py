@@ -17,7 +17,7 @@ from etl.api.models import Chat, Page, Rejected
 from tests.support.builders import NOON
 from tests.support.decoding import only_chat, tolerated
 
-PAGE = {
+PAGE: dict[str, Any] = {
     "data": [
         {
             "id": 45,
@@ -116,7 +116,7 @@ def page_records(body: bytes) -> list[Chat | Rejected]:
     page: Page = decode_page(body, 1, NOON)
     assert len(page.ids) == len(page.chats) + len(page.rejected)
     assert all(-(2**63) <= each < 2**63 for each in page.ids)
-    assert max(page.per_page, page.total_count or 0, page.last_page or 0) <= 2**53
+    assert max(page.per_page, page.total_count or 0, page.last_page or 0) <= 10**9
     return [*page.chats, *page.rejected]
 
 
@@ -126,6 +126,7 @@ def chat_record(body: bytes) -> list[Chat | Rejected]:
 
 def check_record(record: Chat | Rejected) -> None:
     """Texts hold no NUL and no surrogate, times are in UTC, JSON can be read."""
+    texts: list[Any]
     if isinstance(record, Rejected):
         texts = [record.reason, record.payload]
         json.loads(record.payload)

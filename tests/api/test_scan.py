@@ -51,7 +51,7 @@ def test_what_is_cut_short_is_not_split(items: list[Any], data: st.DataObject) -
     text = json.dumps(items).encode()
     cut = data.draw(st.integers(0, len(text) - 1))
 
-    with pytest.raises(ValueError, match="other brackets|cut short"):
+    with pytest.raises(ValueError, match=r"other brackets|cut short"):
         split_items(text[:cut], 10)
 
 
@@ -75,14 +75,14 @@ def test_values_are_counted(value: Any) -> None:
 )
 def test_no_array(text: bytes) -> None:
     """Other brackets, none, or something behind them raise ValueError."""
-    with pytest.raises(ValueError, match="brackets|short|followed"):
+    with pytest.raises(ValueError, match=r"brackets|short|followed"):
         split_items(text, 10)
 
 
 @pytest.mark.parametrize("text", [b"[]", b'{"a"}', b"{1:2}", b'{"a":1,}', b'{"a":1', b'{"a:1}'])
 def test_no_object(text: bytes) -> None:
     """A member needs a name and a colon."""
-    with pytest.raises(ValueError, match="brackets|key|short"):
+    with pytest.raises(ValueError, match=r"brackets|key|short"):
         split_members(text, 10)
 
 

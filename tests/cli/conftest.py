@@ -1,5 +1,7 @@
-"""A sandbox that has been synced once, for the commands that look."""
+"""A sandbox that has been synced once, for the commands that look; and what a terminal shows."""
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,3 +35,16 @@ def synced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Synced]:
         output = call("--log-json", "sync", env=env)
         assert output.code == 0
         yield Synced(sandbox, url, env, output)
+
+
+def read_terminal(descriptor: int) -> str:
+    """What a program has shown on the other side of a pseudo-terminal, without its colours."""
+    shown = b""
+    try:
+        while block := os.read(descriptor, 4096):
+            shown += block
+    except OSError:
+        pass  # Linux reports a closed other side like this.
+    finally:
+        os.close(descriptor)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())

@@ -5,18 +5,29 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from etl.cli.context import GlobalOptions, run_interruptible
 from etl.errors import RunInterruptedError
-from tests.support.command import CLOSED_PORT, A, call, environment
+from tests.support.command import (
+    CLOSED_PORT,
+    A,
+    call,
+    ended,
+    environment,
+    running,
+    select,
+)
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
 def _signal_handlers() -> Iterator[None]:
     """Restores the handlers that an interrupted job leaves at their defaults."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -44,7 +55,9 @@ def test_a_database_file_that_does_not_exist(command: list[str]) -> None:
     """Exit code 6; a command that only looks does not create the file."""
     failed = call(*command)
     assert (failed.code, failed.stdout) == (6, "")
-    assert "there is no database file linq.db; run `linq-etl sync` first" in failed.stderr
+    assert failed.stderr == (
+        "linq-etl: There is no database file linq.db. Run `linq-etl sync` first.\n"
+    )
     assert not Path("linq.db").exists()
 
 
@@ -66,22 +79,80 @@ def test_a_database_that_cannot_be_opened(url: str, says: str) -> None:
 
 
 @pytest.mark.usefixtures("_signal_handlers")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)]
+)
 def test_a_signal_cancels_the_job(number: signal.Signals, code: int) -> None:
-    """The job cleans up first; a second signal would kill the process."""
-    cleaned_up = []
+    """The job cleans up first; a second signal, whichever, would kill the process."""
+    cleaned_up: list[Any] = []
 
     async def job() -> None:
         os.kill(os.getpid(), number)
         try:
             await asyncio.sleep(30)
         finally:
-            cleaned_up.append(signal.getsignal(number))
+            cleaned_up.extend(map(signal.getsignal, ENDING))
 
     with pytest.raises(RunInterruptedError) as raised:
         run_interruptible(job())
     assert raised.value.exit_code == code
-    assert cleaned_up == [signal.SIG_DFL]
+    assert cleaned_up == [signal.SIG_DFL] * 3
+
+
+@pytest.mark.usefixtures("_signal_handlers")
+def test_a_job_under_nohup_ignores_the_hangup() -> None:
+    """It was ignored at the start, and stays so; the job leaves all handlers as they were."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = [*map(signal.getsignal, ENDING)]
+
+    async def job() -> str:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        return "done"
+
+    assert run_interruptible(job()) == "done"
+    assert [*map(signal.getsignal, ENDING)] == before
+
+
+STUCK_LOOKUP = """
+import os, signal, socket, threading
+
+def look_up(*_, **__):
+    os.write(int(os.environ["LOOKING_UP"]), b".")
+    threading.Event().wait()
+
+socket.getaddrinfo = look_up
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "codes"),
+    [
+        ([signal.SIGTERM], {143}),
+        ([signal.SIGHUP], {143}),
+        ([signal.SIGINT], {130}),
+        ([signal.SIGTERM, signal.SIGTERM], {143, -signal.SIGTERM}),
+    ],
+)
+def test_a_stuck_thread_does_not_hold_up_the_end(
+    numbers: list[signal.Signals], codes: set[int]
+) -> None:
+    """A look-up of a name can take minutes, and cannot be broken off."""
+    Path("sitecustomize.py").write_text(STUCK_LOOKUP)
+    reader, writer = os.pipe()
+    looking_up = {"PYTHONPATH": str(Path.cwd()), "LOOKING_UP": str(writer)}
+    env = environment("https://api.example.org", "sqlite:///linq.db", A, **looking_up)
+    with running("sync", env=env, pass_fds=[writer]) as process:
+        assert os.read(reader, 1) == b"."
+        for number in numbers:
+            process.send_signal(number)
+        assert ended(process, within=5).code in codes
+    os.close(reader)
+    os.close(writer)
+    assert select("sqlite:///linq.db", "SELECT status FROM sync_runs") in (
+        [("interrupted",)],
+        [("running",)] if len(numbers) == 2 else [],
+    )
 
 
 def test_global_options_load_the_configuration() -> None:

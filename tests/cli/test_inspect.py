@@ -1,13 +1,14 @@
 """runs, status and phone-numbers: tables for people, JSON for machines."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from etl import __version__
-from etl.cli.inspect import Duration, with_age
+from etl.cli.inspect import with_age
 from etl.sandbox import Sandbox, build_world
 from tests.cli.conftest import Synced
 from tests.support.command import A, B, call, environment, execute
@@ -43,7 +44,67 @@ def test_an_unknown_run(synced: Synced) -> None:
     """Exit code 2."""
     refused = call("runs", "42", env=synced.env)
     assert (refused.code, refused.stdout) == (2, "")
-    assert "there is no run 42" in refused.stderr
+    assert refused.stderr == "linq-etl: There is no run 42. `linq-etl runs` lists them.\n"
+
+
+# Other schemas
+
+OLDER_OR_NEWER = {
+    "older": ["UPDATE linq_etl_alembic_version SET version_num = '0006_baseline'"],
+    "unknown": [
+        "UPDATE linq_etl_alembic_version SET version_num = '9999_of_tomorrow'",
+        "ALTER TABLE sync_runs DROP COLUMN throttled",
+        "ALTER TABLE sync_run_numbers DROP COLUMN reason",
+        "ALTER TABLE phone_numbers DROP COLUMN label",
+        "ALTER TABLE sync_runs ADD COLUMN mode TEXT",
+    ],
+}
+
+
+@pytest.fixture(params=OLDER_OR_NEWER)
+def other_schema(request: pytest.FixtureRequest, database_url: str) -> dict[str, str]:
+    """An environment with a synced database whose schema another version has made."""
+    with Sandbox(build_world(numbers=[A], chats_per_number=5)) as sandbox:
+        env = environment(sandbox, database_url, A)
+        assert call("sync", env=env).code == 0
+    for statement in ("DROP VIEW current_participants", *OLDER_OR_NEWER[request.param]):
+        execute(database_url, statement)
+    return env
+
+
+def test_monitoring_works_while_a_version_is_rolled_out(other_schema: dict[str, str]) -> None:
+    """runs and status read what there is; a column that is missing is null."""
+    status = call("status", "--max-age", "1h", "--json", env=other_schema)
+    assert (status.code, status.stderr) == (0, "")
+    assert [(n["phone_number"], n["total_count"], n["label"]) for n in status.data] == [
+        (A, 5, None)
+    ]
+    runs = call("runs", "--json", env=other_schema)
+    assert (runs.code, [run["status"] for run in runs.data]) == (0, ["succeeded"])
+    one = call("runs", str(runs.data[0]["id"]), "--json", env=other_schema)
+    assert (one.code, one.data["numbers"][0]["completeness"]) == (0, "consistent")
+    assert call("runs", env=other_schema).code == call("status", env=other_schema).code == 0
+
+
+@pytest.mark.parametrize("arguments", [["runs"], ["status", "--json"]])
+@pytest.mark.parametrize(
+    "statement",
+    ["ALTER TABLE sync_run_numbers RENAME TO numbers_of_runs", "DROP TABLE sync_run_numbers"],
+)
+def test_a_run_log_that_cannot_be_read(
+    statement: str, arguments: list[str], synced: Synced, tmp_path: Path
+) -> None:
+    """Exit code 6 and a sentence about the versions."""
+    shutil.copy(synced.url.removeprefix("sqlite:///"), tmp_path / "linq.db")
+    url = "sqlite:///linq.db"
+    execute(url, "DROP VIEW messages_per_day")
+    execute(url, "DROP VIEW current_participants")
+    execute(url, "UPDATE linq_etl_alembic_version SET version_num = '9999'")
+    execute(url, "ALTER TABLE sync_runs RENAME COLUMN id TO run_number")
+    execute(url, statement)
+    failed = call(*arguments, env={"LINQ_ETL_DATABASE__URL": url})
+    assert (failed.code, failed.stdout) == (6, "")
+    assert failed.stderr.startswith("linq-etl: The run log of revision 9999 cannot be read by this")
 
 
 # status
@@ -71,28 +132,6 @@ def test_a_status_that_is_too_old() -> None:
     only_a = {"LINQ_ETL_SYNC__PHONE_NUMBERS": A}
     execute(url, "UPDATE sync_run_numbers SET finished_at = '2025-01-01 00:00:00.000000'")
     assert call("status", "--max-age", "2h", env=env | only_a).code == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "span"),
-    [
-        ("90s", timedelta(seconds=90)),
-        ("15m", timedelta(minutes=15)),
-        ("2h", timedelta(hours=2)),
-        ("1d", timedelta(days=1)),
-        ("999999d", timedelta(days=999_999)),
-    ],
-)
-def test_a_duration(text: str, span: timedelta) -> None:
-    """A whole number and a unit."""
-    assert Duration().convert(text, None, None) == span
-
-
-@pytest.mark.parametrize("text", ["", "2", "h", "-2h", "1.5h", "2 h", "2H", "2w", "1000000d"])
-def test_other_text_is_not_a_duration(text: str) -> None:
-    """The error shows what to write."""
-    with pytest.raises(click.BadParameter, match=r"is not a time span; write e\.g\. 90s"):
-        Duration().convert(text, None, None)
 
 
 def test_an_age_is_in_whole_seconds() -> None:

@@ -3,14 +3,13 @@
 import json
 import os
 import pty
-import re
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from etl.sandbox import Motion, Sandbox, build_world
-from tests.cli.conftest import Synced
+from tests.cli.conftest import Synced, read_terminal
 from tests.support.command import (
     CLOSED_PORT,
     TOKEN,
@@ -59,24 +58,12 @@ def test_a_terminal_shows_bars_and_a_table(synced: Synced, tmp_path: Path) -> No
     ours, theirs = pty.openpty()
     with running("sync", "--json", env=env, stderr=theirs) as process:
         os.close(theirs)
-        shown = _read_terminal(ours)
+        shown = read_terminal(ours)
         done = ended(process)
     assert (done.code, done.data["status"]) == (0, "succeeded")
     assert "Run 1: 2 phone numbers" in shown
     assert all(text in shown for text in ("…4472", "…0100", "consistent", "all"))
     assert "run_ended" not in shown
-
-
-def _read_terminal(descriptor: int) -> str:
-    shown = b""
-    try:
-        while block := os.read(descriptor, 4096):
-            shown += block
-    except OSError:
-        pass  # Linux reports a closed other side like this.
-    finally:
-        os.close(descriptor)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 # sync

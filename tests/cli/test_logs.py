@@ -140,6 +140,21 @@ def test_libraries_stay_out_of_the_log(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr() == ("", "")
 
 
+def test_warnings_of_libraries_stay_out_of_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a handler at the root, Python would print them, a traceback included."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    configure_log(as_json=False)
+
+    try:
+        int(SECRET)
+    except ValueError:
+        logging.getLogger("psycopg").warning("the COPY was lost", exc_info=True)
+
+    assert capsys.readouterr() == ("", "")
+
+
 def fail() -> None:
     try:
         int(SECRET)
@@ -163,3 +178,23 @@ def test_a_crash_is_logged_without_its_message(
     assert "RuntimeError" in written
     assert f"{__file__}:" in written
     assert " fail" in written
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (RuntimeError(SECRET), "RuntimeError"),
+        (json.JSONDecodeError(SECRET, "", 0), "json.decoder.JSONDecodeError"),
+    ],
+)
+def test_a_crash_names_the_error_with_its_module(
+    capsys: pytest.CaptureFixture[str], error: Exception, name: str
+) -> None:
+    """Unless it is one of Python's own; each error of a group has its line."""
+    configure_log(as_json=True)
+
+    log.crash(ExceptionGroup(SECRET, [error]))
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["type"] for line in lines] == ["ExceptionGroup", name]
+    assert SECRET not in str(lines)

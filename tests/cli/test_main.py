@@ -1,5 +1,6 @@
 """The command group: help, imports, and the exit code of each kind of error."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from etl import __version__
 from etl.cli.main import cli
-from tests.support.command import CLOSED_PORT, COMMAND, A, call, environment, linq_etl, running
+from tests.support.command import CLOSED_PORT, COMMAND, A, call, environment
 
 
 def commands(group: click.Group, *path: str) -> Iterator[tuple[str, click.Command]]:
@@ -142,8 +143,26 @@ def test_something_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (crashed.code, crashed.stdout) == (1, "")
     assert json.loads(log)["type"] == "RuntimeError"
     assert json.loads(log)["stack"][-1].endswith(" crash")
-    assert "please report it with the log above" in sentence
+    assert sentence == (
+        "linq-etl: Unexpected error (RuntimeError). Please report it with the log above."
+    )
     assert "Ava" not in crashed.stderr
+
+
+def test_an_error_of_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1, the system's reason, and where it happened."""
+
+    async def crash(path: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("etl.cli.demo.run_demo", crash)
+    crashed = call("--log-json", "demo")
+    log, sentence = crashed.stderr.splitlines()
+    assert (crashed.code, crashed.stdout) == (1, "")
+    assert json.loads(log)["stack"][-1].endswith(" crash")
+    assert sentence == (
+        "linq-etl: The operating system reports an error: Too many open files. See the log above."
+    )
 
 
 def test_an_interrupted_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,27 +185,3 @@ def test_an_api_that_is_down() -> None:
     assert "Cannot reach 127.0.0.1 (connection refused), gave up after 1 try." in failed.stderr
     assert failed.data["status"] == "failed"
     assert {n["error_kind"] for n in failed.data["numbers"]} == {"unavailable"}
-
-
-# Streams
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["db", "upgrade"], ["runs"], ["status"]])
-def test_a_reader_that_stops_reading_is_no_error(arguments: list[str]) -> None:
-    """As with `| head`: exit code 0, and nothing on stderr."""
-    env = {"LINQ_ETL_DATABASE__URL": "sqlite:///linq.db"}
-    assert call("db", "upgrade", env=env).code == 0
-    reader, writer = os.pipe()
-    os.close(reader)
-    with running(*arguments, env=env, stdout=writer) as process:
-        os.close(writer)
-        _, stderr = process.communicate()
-    assert (process.returncode, stderr) == (0, "")
-
-
-def test_output_that_cannot_be_written() -> None:
-    """Exit code 1 and the system's reason."""
-    with Path("/dev/full").open("w") as full:
-        failed = linq_etl("--help", stdout=full)
-    assert failed.code == 1
-    assert failed.stderr == "linq-etl: cannot write the output: No space left on device\n"

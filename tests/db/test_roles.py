@@ -1,16 +1,20 @@
 """PostgreSQL roles: which privileges the program needs, and which settings it does not."""
 
-import re
+import os
+import pwd
 
+import psycopg
 import pytest
+from sqlalchemy import URL
 
 from etl.db import schema
+from etl.db.backends import postgresql
 from etl.db.engine import open_engine, reading
 from etl.errors import DatabaseError
 from etl.sandbox import Sandbox, build_world
 from tests.db.conftest import RoleDatabase, run_main_job
 from tests.support.builders import A
-from tests.support.command import call, environment, execute, held, stored
+from tests.support.command import CLOSED_PORT, call, environment, execute, held, stored
 
 MAY_CREATE = "GRANT CREATE ON SCHEMA public TO {role}"
 ODD_SETTINGS = (
@@ -18,6 +22,14 @@ ODD_SETTINGS = (
     "ALTER ROLE {role} SET timezone = 'America/New_York'",
     "ALTER ROLE {role} SET client_encoding = 'LATIN1'",
 )
+
+
+@pytest.fixture
+def owned_by_another(role_database: RoleDatabase) -> None:
+    """The database's owner makes the tables."""
+    engine = open_engine(role_database.owner_url)
+    schema.upgrade(engine)
+    engine.dispose()
 
 
 def test_the_main_job_needs_no_temporary_privilege(role_database: RoleDatabase) -> None:
@@ -42,38 +54,92 @@ def test_the_settings_of_a_role_do_not_matter(role_database: RoleDatabase) -> No
     run_main_job(call, role_database.role_url, role_database.owner_url)
 
 
+def follow_grants(database: RoleDatabase, *command: str, env: dict[str, str]) -> list[str]:
+    """Run the command and the statements that it prints, until it ends with 0; return those."""
+    granted: list[str] = []
+    while (done := call(*command, env=env)).code:
+        assert done.code == 6, done
+        statements = done.stderr.rpartition("Run: ")[2].rpartition(";")[0].split("; ")
+        assert not set(statements) & set(granted), done
+        for statement in statements:
+            execute(database.owner_url, statement)
+        granted += statements
+    return granted
+
+
 def test_a_role_that_may_not_create_tables_is_told_the_grant(role_database: RoleDatabase) -> None:
     """Exit code 6 and the statement to run, with which the upgrade succeeds."""
-    env = environment("http://127.0.0.1:1", role_database.role_url)
+    env = environment(CLOSED_PORT, role_database.role_url)
     refused = call("db", "upgrade", env=env)
     role = role_database.role
-    grant = f"GRANT CREATE ON SCHEMA public TO {role};"
-    assert refused.code == 6
-    assert f"Role {role} may not create tables. Run: {grant}" in refused.stderr
-    execute(role_database.owner_url, grant)
-    assert call("db", "upgrade", env=env).code == 0
+    grant = f"GRANT CREATE ON SCHEMA public TO {role}"
+    assert f"Role {role} may not create tables. Run: {grant};" in refused.stderr
+    assert follow_grants(role_database, "db", "upgrade", env=env) == [grant]
 
 
-def test_a_role_that_may_not_use_the_tables_is_told_each_grant(
-    role_database: RoleDatabase,
-) -> None:
-    """The tables belong to another role; following the messages ends in a complete sync."""
-    owner = open_engine(role_database.owner_url)
-    schema.upgrade(owner)
-    owner.dispose()
-    granted = []
+def test_a_role_without_a_schema_is_told_the_grants(role_database: RoleDatabase) -> None:
+    """First to see the schema, then to create tables in it."""
+    role_database.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    env = environment(CLOSED_PORT, role_database.role_url)
+    role = role_database.role
+    refused = call("db", "upgrade", env=env)
+    assert f"Role {role} may use no schema of its search_path." in refused.stderr
+    assert follow_grants(role_database, "db", "upgrade", env=env) == [
+        f"GRANT USAGE ON SCHEMA public TO {role}",
+        f"GRANT CREATE ON SCHEMA public TO {role}",
+    ]
+
+
+@pytest.mark.usefixtures("owned_by_another")
+def test_a_role_that_may_not_use_the_tables_is_told_one_grant(role_database: RoleDatabase) -> None:
+    """For all tables, which belong to another role; then the sync is complete."""
     world = build_world(numbers=[A], chats_per_number=20)
     with Sandbox(world) as sandbox:
         env = environment(sandbox, role_database.role_url, A)
-        while (done := call("sync", env=env)).code:
-            assert done.code == 6, done
-            grant = re.findall("GRANT .*;", done.stderr)[-1]
-            assert grant not in granted
-            granted.append(grant)
-            execute(role_database.owner_url, grant)
+        granted = follow_grants(role_database, "sync", env=env)
     assert stored(role_database.owner_url) == held(world, [A])
-    first = "linq_etl_alembic_version"
-    assert granted[0] == f"GRANT SELECT, INSERT, UPDATE, DELETE ON {first} TO {role_database.role};"
+    role = role_database.role
+    assert granted == [
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+    ]
+
+
+@pytest.mark.usefixtures("owned_by_another")
+def test_only_the_owner_changes_the_schema(role_database: RoleDatabase) -> None:
+    """A role that may use the tables is told whose right it is."""
+    role_database.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    env = environment(CLOSED_PORT, role_database.role_url)
+    refused = call("db", "downgrade", "base", "--yes", env=env)
+    assert refused.code == 6
+    assert (
+        f"Role {role_database.role} may not change the schema, because it does not own table "
+        "api_pace. Run the `linq-etl db` commands as the role that owns it."
+    ) in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"), [("ux_etl", "ux_etl"), ("user", '"user"'), ('My "Role"', '"My ""Role"""')]
+)
+def test_a_role_is_quoted_only_if_sql_needs_it(name: str, printed: str) -> None:
+    """The statement can be copied."""
+    error = psycopg.errors.InsufficientPrivilege("permission denied for schema public")
+    url = URL.create("postgresql", username=name)
+    assert postgresql.explain(error, url) == (
+        f"Role {printed} may not create tables. Run: GRANT CREATE ON SCHEMA public TO {printed};"
+    )
+
+
+def test_a_url_without_a_user_has_the_user_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the environment, else the account of the operating system."""
+    error = psycopg.errors.InsufficientPrivilege("permission denied for table chats")
+    url = URL.create("postgresql")
+    account = pwd.getpwuid(os.geteuid()).pw_name
+    message = postgresql.explain(error, url) or ""
+    assert message.startswith(f"Role {account} may not use table chats. Run: GRANT SELECT, ")
+    monkeypatch.setenv("PGUSER", "Ada")
+    message = postgresql.explain(error, url) or ""
+    assert message.endswith(' SEQUENCES IN SCHEMA public TO "Ada";')
 
 
 def test_a_read_only_role_is_explained(role_database: RoleDatabase) -> None:

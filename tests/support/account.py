@@ -90,11 +90,13 @@ class Account:
         max_confirmations: int = 2000,
         max_passes: int = 3,
         max_requests: int | None = None,
+        patience: float = 60,
         **options: Any,
     ) -> RunResult:
         ceiling = {"SYNC__MAX_REQUESTS": max_requests} if max_requests else {}
         config = config_with(
             API__MAX_CONCURRENCY=1,
+            DATABASE__PATIENCE=patience,
             SYNC__MAX_CONFIRMATIONS=max_confirmations,
             SYNC__MAX_PASSES=max_passes,
             **ceiling,

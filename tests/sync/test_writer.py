@@ -3,24 +3,59 @@
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from msgspec import structs
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
+from tenacity import wait_none
 
 from etl.api.models import ApiUsage
 from etl.db.engine import writing
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
+from etl.db.store.pages import store_pages
 from etl.db.store.removals import Removals
-from etl.db.tables import chats, phone_numbers, sync_run_numbers
+from etl.db.tables import (
+    chat_events,
+    chat_message_counts,
+    chats,
+    phone_numbers,
+    rejected_records,
+    sync_run_numbers,
+)
+from etl.db.transactions import Transactions
 from etl.errors import DatabaseError, LeaseLostError
-from etl.sync.writer import BATCH, Writer
-from tests.support.builders import NOON, A, B, C, Rows, minute, observed_page, start_run
+from etl.sync.lease_keeper import LeaseKeeper
+from etl.sync.writer import BATCH, MAX_QUEUE_BYTES, Item, Writer
+from tests.support.builders import (
+    NOON,
+    A,
+    B,
+    C,
+    Rows,
+    chat,
+    close_dead_runs,
+    minute,
+    observed_page,
+    start_run,
+)
+from tests.support.marks import only_postgres
+from tests.support.outages import lost_answers
 
-DONE = NumberOutcome(A, "succeeded", ApiUsage(requests=9), completeness="consistent", passes=1)
+DONE = NumberOutcome(
+    A, "succeeded", ApiUsage(requests=9), "consistent", passes=1, evidence={"missing": 0}
+)
+
+
+def sized_page(chat_id: int, size: int) -> ObservedPage:
+    """A page that counts as so many bytes."""
+    small = page(chat_id)
+    return replace(small, page=structs.replace(small.page, size=size))
 
 
 def page(chat_id: int, phone_number: str = A) -> ObservedPage:
@@ -32,8 +67,13 @@ def page(chat_id: int, phone_number: str = A) -> ObservedPage:
 def writer(engine: Engine) -> Writer:
     """The writer of a run that holds A and B, and has spent five requests on A."""
     run_id, _ = start_run(engine, A, B)
+    return writer_of(engine, run_id)
+
+
+def writer_of(engine: Engine, run_id: int) -> Writer:
     usage: dict[str | None, ApiUsage] = defaultdict(ApiUsage, {A: ApiUsage(requests=5)})
-    return Writer(engine, run_id, lambda: NOON, usage)
+    transactions = Transactions(engine, patience=60, run_id=run_id, wait=wait_none())
+    return Writer(transactions, run_id, lambda: NOON, usage)
 
 
 @pytest.fixture
@@ -44,11 +84,16 @@ def commits(engine: Engine, writer: Writer) -> list[str]:
     return seen
 
 
-async def write(writer: Writer, *items: ObservedPage | Removals | NumberOutcome) -> None:
+async def write(writer: Writer, *items: Item) -> None:
     """Queue the items, then write until all of them are stored."""
+    await ended_first(writer.run(), write_all(writer, items))
+
+
+async def write_all(writer: Writer, items: Iterable[Item]) -> None:
+    """Queue the items and wait until all of them are stored."""
     for item in items:
         await writer.put(item)
-    await ended_first(writer.run(), writer.drain())
+    await writer.drain()
 
 
 async def ended_first(*coroutines: Awaitable[None]) -> None:
@@ -156,6 +201,35 @@ def test_put_waits_while_the_queue_is_full(writer: Writer) -> None:
     assert asyncio.run(fill())
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [[MAX_QUEUE_BYTES // 2, MAX_QUEUE_BYTES // 2, 1], [3 * MAX_QUEUE_BYTES, 1]],
+    ids=["many pages", "one large page"],
+)
+def test_put_waits_while_the_queue_holds_many_bytes(
+    writer: Writer, rows: Rows, sizes: list[int]
+) -> None:
+    """A page that is larger than that alone is queued as the only one."""
+
+    async def fill() -> None:
+        puts = [
+            asyncio.ensure_future(writer.put(sized_page(number, size)))
+            for number, size in enumerate(sizes)
+        ]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [put.done() for put in puts] == [True] * (len(sizes) - 1) + [False]
+
+        async def rest() -> None:
+            await puts[-1]
+            await writer.drain()
+
+        await ended_first(writer.run(), rest())
+
+    asyncio.run(fill())
+    assert stored(rows) == [*range(len(sizes))]
+
+
 def test_a_failed_transaction_ends_the_writer(engine: Engine, writer: Writer, rows: Rows) -> None:
     """With the error, and without a row of its batch."""
 
@@ -167,6 +241,35 @@ def test_a_failed_transaction_ends_the_writer(engine: Engine, writer: Writer, ro
         asyncio.run(write(writer, page(1), page(2)))
     assert caught.value.exit_code == 6
     assert stored(rows) == []
+
+
+@pytest.mark.parametrize("lost", [set(), {0}, {0, 1, 2}, {1, 3}], ids=str)
+def test_a_batch_is_written_and_counted_once(
+    engine: Engine, writer: Writer, rows: Rows, lost: set[int]
+) -> None:
+    """Also if the answers to some of its COMMITs are lost, so that it is run again."""
+    changed = chat(1, display_name="Bo", message_count=2, chat_handles=[])
+    batches: tuple[list[Item], ...] = (
+        [observed_page(chat(1), {"id": "x"}), page(2, B)],
+        [observed_page(changed, emit_created=True, at=minute(1)), page(2, B)],
+        [Removals(A, gone=(1,), left=(), missing=(), observed_at=minute(2)), DONE],
+    )
+
+    async def run() -> None:
+        for batch in batches:
+            await write_all(writer, batch)
+
+    with lost_answers(engine, lost) as commits:
+        asyncio.run(ended_first(writer.run(), run()))
+    assert len(commits) == 3 + len(lost)
+    assert [row["display_name"] for row in rows(chats)] == ["Bo", None]
+    assert [row["kind"] for row in rows(chat_events)] == ["renamed", "left", "removed"]
+    assert [row["message_count"] for row in rows(chat_message_counts)] == [1, 2, None]
+    assert [row["reason"] != "" for row in rows(rejected_records)] == [True]
+    of_b, of_a = rows(sync_run_numbers)
+    names = ("status", "pages", "chats_inserted", "chats_updated", "chats_removed", "rejected")
+    assert [of_a[name] for name in names] == ["succeeded", 2, 1, 1, 1, 1]
+    assert [of_b[name] for name in names] == ["running", 2, 1, 0, 0, 0]
 
 
 def test_a_number_without_a_lease_is_not_written(writer: Writer, rows: Rows) -> None:
@@ -184,10 +287,36 @@ def test_a_stalled_writer_writes_no_more(engine: Engine, writer: Writer, rows: R
             with pytest.raises(LeaseLostError):
                 await write(writer, item)
 
+    close_dead_runs(engine, minute(1))
     start_run(engine, A, B, now=minute(1))
     asyncio.run(continue_writing())
     assert stored(rows) == []
     assert [row["status"] for row in rows(sync_run_numbers)] == ["abandoned"] * 2 + ["running"] * 2
+
+
+@only_postgres
+def test_a_writer_that_stalls_between_two_statements_writes_no_more(
+    engine: Engine, writer: Writer, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session was ended and its run closed before it goes on; the batch is not committed."""
+    store = store_pages
+
+    def stall(connection: Connection, *args: Any, **kwargs: Any) -> Any:
+        counts = store(connection, *args, **kwargs)
+        monkeypatch.undo()
+        asyncio.run(keeper_at(engine, minute(1)).close_dead_runs())
+        return counts
+
+    monkeypatch.setattr("etl.sync.writer.store_pages", stall)
+    with pytest.raises(LeaseLostError) as caught:
+        asyncio.run(write(writer, page(1), page(2)))
+    assert caught.value.exit_code == 7
+    assert stored(rows) == []
+    assert [row["status"] for row in rows(sync_run_numbers)] == ["abandoned"] * 2
+
+
+def keeper_at(engine: Engine, now: datetime) -> LeaseKeeper:
+    return LeaseKeeper(Transactions(engine, patience=0), lambda: now, lease_seconds=60)
 
 
 def test_cancellation_waits_for_the_transaction_in_progress(

@@ -71,8 +71,11 @@ class Backend(Protocol):
     def outage(self, error: BaseException) -> Outage | None:
         """Whether the transaction may succeed if it is repeated, and after what."""
 
-    def interrupt(self, driver: Any) -> None:
-        """End what another thread waits for on the driver's connection, with an error there."""
+    def cancel(self, driver: Any) -> None:
+        """End the statement of another thread on the driver's connection, with an error there."""
+
+    def disconnect(self, driver: Any) -> None:
+        """End the connection of another thread, whose server does not answer."""
 
     def end_sessions(self, connection: Connection, name: str) -> list[int]:
         """End this role's other sessions whose transaction has the `name`; return their ids."""

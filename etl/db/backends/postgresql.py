@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.dialects.postgresql import JSONB, Insert, dialect, insert
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine
 
 from etl.db.backends import Encoders, Examination, Outage, Row
@@ -90,29 +91,32 @@ _PASSING: Final = {"55P03", "53300", "25006", "25P03", "57P01", "57P02", "57P03"
 
 
 def create_engine(url: URL) -> Engine:
-    """An engine that connects lazily. Raises ConfigError for a parameter unknown to libpq."""
+    """An engine that connects lazily. Raises ConfigError if the URL's parameters are invalid."""
     known = {each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()}
     if unknown := sorted(url.query.keys() - known):
         names = ", ".join(n for n in unknown if re.fullmatch(r"[a-z_]{1,40}", n)) or "(not shown)"
         raise ConfigError(f"database.url: libpq does not know the parameter {names}")
     # libpq puts these two in the startup packet, and takes them from the environment only.
     os.environ["PGDATESTYLE"], os.environ["PGTZ"] = "ISO", "UTC"
-    return create_sqlalchemy_engine(
-        url.set(drivername="postgresql+psycopg"),
-        hide_parameters=True,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 10,
-            "application_name": "linq-etl",
-            "client_encoding": "UTF8",
-            "keepalives": 1,
-            **_TCP,
-            "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
-            # A prepared statement belongs to one server connection, and keeps a plan from when its
-            # table was small.
-            "prepare_threshold": None,
-        },
-    )
+    try:
+        return create_sqlalchemy_engine(
+            url.set(drivername="postgresql+psycopg"),
+            hide_parameters=True,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": 10,
+                "application_name": "linq-etl",
+                "client_encoding": "UTF8",
+                "keepalives": 1,
+                **_TCP,
+                "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
+                # A prepared statement belongs to one server connection, and keeps a plan from when
+                # its table was small.
+                "prepare_threshold": None,
+            },
+        )
+    except ArgumentError:
+        raise ConfigError("database.url: give each host one port, or none") from None
 
 
 def missing_file(url: URL) -> None:
@@ -149,7 +153,7 @@ def unusable(connection: Connection) -> str | None:
 
 def examine(connection: Connection, tables: Collection[str], *, creates: bool) -> Examination:
     """By the catalog: whether the server and the role write, and the role's privileges."""
-    standby, read_only, role, may_create = connection.execute(_ROLE).one()
+    standby, read_only, role, namespace, may_create = connection.execute(_ROLE).one()
     problems = []
     if standby:
         problems.append("The server is a standby, which cannot be written. Connect to the primary.")
@@ -158,8 +162,10 @@ def examine(connection: Connection, tables: Collection[str], *, creates: bool) -
             f"Role {role} may only read. Run: "
             f"ALTER ROLE {role} SET default_transaction_read_only = off;"
         )
-    if creates and not may_create:
-        problems.append(_may_not_create(role, "public"))
+    if namespace is None:
+        problems.append(_may_use_no_schema(role))
+    elif creates and not may_create:
+        problems.append(_may_not_create(role, namespace))
     rows = connection.execute(_PRIVILEGES, {"names": list(tables)}).all()
     if denied := [row.name for row in rows if not row.may_write]:
         problems.append(_may_not_use(role, ", ".join(denied)))
@@ -170,7 +176,7 @@ def examine(connection: Connection, tables: Collection[str], *, creates: bool) -
 
 _ROLE: Final = text("""
     SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), quote_ident(current_user),
-        coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)
+        quote_ident(current_schema()), has_schema_privilege(current_schema(), 'CREATE')
 """)
 _PRIVILEGES: Final = text("""
     SELECT t.relname AS name, pg_has_role(t.relowner, 'USAGE') AS is_owner,
@@ -201,10 +207,7 @@ def explain(error: BaseException, url: URL) -> str | None:
         return f"the database is unavailable: {message}; {_ADVICE[state]}"
     role = _role(url)
     if state == _NO_SCHEMA:
-        return (
-            f"Role {role} may use no schema of its search_path. "
-            f"Run: GRANT USAGE ON SCHEMA public TO {role};"
-        )
+        return _may_use_no_schema(role)
     return _explain_forbidden(message, role) if state == _FORBIDDEN else None
 
 
@@ -221,6 +224,13 @@ def _explain_forbidden(message: str, role: str) -> str:
     return f"{message}: grant it to role {role}"
 
 
+def _may_use_no_schema(role: str) -> str:
+    return (
+        f"Role {role} may use no schema of its search_path. "
+        f"Run: GRANT USAGE ON SCHEMA public TO {role};"
+    )
+
+
 def _may_not_create(role: str, schema: str) -> str:
     return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {schema} TO {role};"
 
@@ -231,8 +241,8 @@ def _may_not_use(role: str, objects: str) -> str:
 
 def _does_not_own(role: str, objects: str) -> str:
     return (
-        f"Role {role} may not upgrade the schema, because it does not own {objects}. "
-        "Run `linq-etl db upgrade` as the role that owns it."
+        f"Role {role} may not change the schema, because it does not own {objects}. "
+        "Run the `linq-etl db` commands as the role that owns it."
     )
 
 
@@ -261,8 +271,14 @@ def outage(error: BaseException) -> Outage | None:
     return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
 
 
-def interrupt(driver: Any) -> None:
-    """Shut the socket down: a server that does not answer would not answer a cancel request."""
+def cancel(driver: Any) -> None:
+    """By another connection. The server would finish the statement of a closed one."""
+    with suppress(psycopg.Error):
+        driver.cancel_safe(timeout=1)
+
+
+def disconnect(driver: Any) -> None:
+    """Shut the socket down, which wakes the thread that reads from it."""
     with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(driver.fileno())) as other:
         other.shutdown(socket.SHUT_RDWR)
 

@@ -112,7 +112,7 @@ def examine(
     problems = [
         f"{each} may not be written. Check its permissions."
         for each in (path, path.parent)
-        if not os.access(each, os.W_OK)
+        if not os.access(each, os.W_OK, effective_ids=True)
     ]
     driver: Any = connection.connection.driver_connection
     end = time.monotonic() + EXAMINE_SECONDS
@@ -150,10 +150,14 @@ def outage(error: BaseException) -> Outage | None:
     return "unavailable" if locked else None
 
 
-def interrupt(driver: Any) -> None:
+def cancel(driver: Any) -> None:
     """The statement ends with SQLITE_INTERRUPT; a wait for the file's lock does not."""
     with suppress(sqlite3.Error):
         driver.interrupt()
+
+
+def disconnect(driver: Any) -> None:
+    """SQLite has no server."""
 
 
 def end_sessions(connection: Connection, name: str) -> list[int]:  # noqa: ARG001

@@ -1,11 +1,13 @@
 """Pages in, whole rows out: what a batch leaves in the tables."""
 
+import json
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, column, delete, select
+from sqlalchemy import Engine, Text, cast, column, delete, select
 
-from etl.db.engine import writing
+from etl.db.engine import reading, writing
+from etl.db.store import pages
 from etl.db.store.pages import store_pages
 from etl.db.tables import (
     chat_events,
@@ -209,6 +211,51 @@ def test_a_rejected_record_is_kept_once_per_run(store: Store, rows: Rows) -> Non
     assert store(observed_page(record, at=minute(1)))[A]["rejected"] == 0
     assert store(observed_page(record, phone_number=B))[B]["rejected"] == 1
     assert [row["phone_number"] for row in rows(rejected_records)] == [A, B]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [1e16, -0.0, 7, 2**70, 1.5e-300, "7", "", None, True, [], [1e16], {"id": -0.0}, {"n": 1e22}],
+    ids=repr,
+)
+def test_a_rejected_record_is_kept_as_it_was_sent(
+    engine: Engine, store: Store, record: Any
+) -> None:
+    """As JSON text, which no database changes; in a later batch it is the same record."""
+    assert store(observed_page(record))[A]["rejected"] == 1
+    assert store(observed_page(record), observed_page(record))[A]["rejected"] == 0
+    with reading(engine) as connection:
+        payload = cast(rejected_records.c.payload, Text)
+        assert connection.execute(select(payload)).scalars().all() == [
+            json.dumps(record, separators=(",", ":"))
+        ]
+
+
+def test_a_record_that_is_too_long_to_keep_is_told_from_another(store: Store, rows: Rows) -> None:
+    """By its whole content: of each, only the same head is kept."""
+    long = [{"id": "x", "text": "y" * 100_000 + end} for end in "ab"]
+    assert store(observed_page(*long, *long))[A]["rejected"] == 2
+    assert store(observed_page(*long))[A]["rejected"] == 0
+    first, second = (row["payload"] for row in rows(rejected_records))
+    assert first == second
+    assert first["truncated"]
+
+
+def test_a_run_keeps_a_bounded_number_of_records(
+    store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are only counted."""
+    monkeypatch.setattr(pages, "MAX_REJECTED", 3)
+    assert store(observed_page("a", "b"))[A]["rejected"] == 2
+    assert store(observed_page("b", "c", "d"))[A]["rejected"] == 2
+    assert store(observed_page("e", phone_number=B))[B]["rejected"] == 1
+    assert [row["payload"] for row in rows(rejected_records)] == ["a", "b", "c"]
+
+
+def test_the_page_of_a_record_may_be_far(store: Store, rows: Rows) -> None:
+    """An API may claim any number of pages."""
+    store(observed_page("a", page_number=2**40))
+    assert [row["page"] for row in rows(rejected_records)] == [2**40]
 
 
 # Transactions

@@ -1,0 +1,105 @@
+"""The types of options: what they take, and that nothing else reaches a command."""
+
+from datetime import timedelta
+
+import click
+import pytest
+
+from etl.cli.parameters import Duration, Number, WholeNumber
+from etl.sandbox import Sandbox, build_world
+from tests.support.command import CLOSED_PORT, A, call, environment
+
+NUMBER = ("--phone-number", A)
+ARABIC = "\u0663"  # the digit three
+HUGE = "9" * 30
+
+
+@pytest.mark.parametrize("text", ["1", "+7", "007", "10"])
+def test_a_whole_number(text: str) -> None:
+    """In ASCII digits, within the bounds."""
+    assert WholeNumber(1, 10).convert(text, None, None) == int(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "11", HUGE, "9" * 5000, ARABIC, "1_0", " 1", "1.0", "", "-1"]
+)
+def test_other_text_is_not_a_whole_number(text: str) -> None:
+    """Nor is a number beyond the bounds."""
+    with pytest.raises(click.BadParameter):
+        WholeNumber(1, 10).convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["0.5", "1", ".25", "1e-3", "+0.5"])
+def test_a_number(text: str) -> None:
+    """With or without a fraction, within the bounds."""
+    assert Number(0, 1).convert(text, None, None) == float(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "-inf", "1e999", "-0.1", "1.1", ARABIC, "", ".", "x"]
+)
+def test_other_text_is_not_a_number(text: str) -> None:
+    """Nor is what Python takes for one beside."""
+    with pytest.raises(click.BadParameter):
+        Number(0, 1).convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("2h", timedelta(hours=2)),
+        ("1d", timedelta(days=1)),
+        ("999999d", timedelta(days=999_999)),
+    ],
+)
+def test_a_duration(text: str, span: timedelta) -> None:
+    """A whole number and a unit."""
+    assert Duration().convert(text, None, None) == span
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "h", "-2h", "1.5h", "2 h", "2H", "2w", "1000000d", f"{ARABIC}h"]
+)
+def test_other_text_is_not_a_duration(text: str) -> None:
+    """The error shows what to write."""
+    with pytest.raises(click.BadParameter, match=r"is not a time span; write e\.g\. 90s"):
+        Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        *(("[RUN_ID]", ["runs", text]) for text in (ARABIC, HUGE, "0", "9223372036854775808")),
+        *(("--limit", ["runs", "--limit", text]) for text in (ARABIC, HUGE, "0")),
+        ("--max-age", ["status", "--max-age", f"{ARABIC}h"]),
+        ("--max-age", ["status", "--max-age", f"{HUGE}h"]),
+        *(("--sample", ["verify", "--sample", text]) for text in (ARABIC, HUGE, "0")),
+        *(("--max-rps", ["backfill", *NUMBER, "--max-rps", text]) for text in ("nan", "inf", "0")),
+        ("--first-page", ["backfill", *NUMBER, "--first-page", HUGE]),
+        ("--last-page", ["backfill", *NUMBER, "--last-page", "2147483648"]),
+        *(("--port", ["sandbox", "--port", text]) for text in ("-1", "65536", HUGE, ARABIC)),
+        *(("--drop", ["sandbox", "--drop", text]) for text in ("-0.1", "1.5", "nan")),
+        *((f"--{name}", ["sandbox", f"--{name}", "-1"]) for name in ("latency", "rate-limit")),
+        *((f"--{name}", ["sandbox", f"--{name}", "-1"]) for name in ("jumps", "creates", "leaves")),
+        *((f"--{name}", ["sandbox", f"--{name}", "-1"]) for name in ("chats", "seed")),
+    ],
+)
+def test_an_impossible_value(option: str, arguments: list[str]) -> None:
+    """Exit code 2, and the error names the option."""
+    refused = call(*arguments, env=environment(CLOSED_PORT, "sqlite:///linq.db", A))
+    assert (refused.code, refused.stdout) == (2, "")
+    assert f"Error: Invalid value for '{option}': " in refused.stderr
+
+
+def test_a_port_that_another_program_uses() -> None:
+    """Exit code 2, and what to do."""
+    with Sandbox(build_world(chats_per_number=1)) as other:
+        port = other.url.rpartition(":")[2]
+        refused = call("sandbox", "--port", port)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"linq-etl: --port: port {port} cannot be used (Address already in use); "
+        "choose another, or 0 for a free one\n"
+    )
