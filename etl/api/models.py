@@ -18,8 +18,8 @@ Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Participant = Annotated[str, Meta(max_length=MAX_PARTICIPANT)]
 
-# The key of `extra` beside the API's field names: a code point that is no character. decode.py
-# takes no answer that holds it for a plain one, so it cannot collide with a key of the API.
+# The key of `extra` beside the API's field names: a code point that is no character. Records that
+# contain it are decoded tolerantly, so that a key of the API cannot collide with it.
 EXTRA: Final = "\U0010ffff"
 
 

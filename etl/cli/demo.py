@@ -14,6 +14,7 @@ from etl.cli.output import print_table, run_table
 from etl.config import CONFIG_ENV, TOKEN_ENV, Config, PhoneNumber, load_config
 from etl.db import schema
 from etl.db.engine import database_clock, open_engine, reading
+from etl.errors import DatabaseError
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync.number import RunOptions
 from etl.sync.progress import LogProgress
@@ -53,8 +54,11 @@ QUERIES: Final = {
 async def run_demo(path: Path) -> None:
     """Sync into a new database at `path`, replacing an older one; print what happens on stdout."""
     console = Console(highlight=False)
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be replaced: {error.strerror}.") from None
     world = build_world(numbers=tuple(n.e164 for n in _NUMBERS), chats_per_number=400)
     with Sandbox(world) as sandbox:
         config = load_config(environ=_environment(sandbox, path), needs_numbers=False)

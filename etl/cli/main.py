@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -57,12 +58,18 @@ def main() -> None:
     protect_streams()
     _print_no_tracebacks()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # Python would wait for threads that are stuck, such as one that looks up a host's name.
     os._exit(code)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A second Ctrl-C ends the process at once, also while the first one is answered."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def _print_no_tracebacks() -> None:

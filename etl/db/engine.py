@@ -83,7 +83,7 @@ def _translated(engine: Engine) -> Iterator[None]:
         if reason is None:
             operational = isinstance(error, (OperationalError, driver.OperationalError))
             reason = _reason(cause, operational=operational)
-        kind = _ERRORS.get(database.outage(cause) or "", DatabaseError)
+        kind = _ERRORS.get(database.outage(cause, engine) or "", DatabaseError)
         raise kind(f"{reason} ({describe(engine)})") from error
 
 

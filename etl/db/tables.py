@@ -9,7 +9,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
     ForeignKey,
     Index,
     Integer,
@@ -48,7 +47,7 @@ metadata = MetaData(
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0008_api_pace"
+REVISION: Final = "0007_run_fences"
 
 COUNTS: Final = {
     "requests": "HTTP requests sent, including retries.",
@@ -324,17 +323,6 @@ run_fences = Table(
     ),
     Column("fence", BigInteger, nullable=False, comment="Batches that the run has committed."),
     comment="Internal: each batch moves its run's fence, which fails once the run is closed.",
-)
-
-api_pace = Table(
-    "api_pace",
-    metadata,
-    Column("token", Text, primary_key=True, comment="Fingerprint of the token, not the token."),
-    Column(
-        "requests_per_second", Float, nullable=False, comment="The rate that the API last allowed."
-    ),
-    Column("observed_at", UtcDateTime, nullable=False, comment="When the rate was observed."),
-    comment="Internal: where the next run's request rate starts.",
 )
 
 rejected_records = Table(

@@ -32,7 +32,7 @@ Begin = Callable[[], AbstractContextManager[Connection]]
 CONFLICT_TRIES = 6
 READERS = 4  # at once; more would use up the connections that the server or a pooler has
 GRACE_SECONDS = 3.0  # for a transaction in progress, once it is cancelled or the run is to end
-BREAK_OFF_SECONDS = 1.0  # for its statement to end, then for its connection
+BREAK_OFF_SECONDS = 0.5  # for its statement to end, then for its connection
 _WAIT = wait_random_exponential(multiplier=0.1, max=3)
 
 

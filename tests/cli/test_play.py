@@ -56,3 +56,11 @@ def test_the_demo(width: str) -> None:
         assert all(len(line) <= 78 for line in query.splitlines())
         assert select("sqlite:///linq-demo.db", query)
     assert select("sqlite:///linq-demo.db", "SELECT status FROM sync_runs") == [("succeeded",)] * 2
+
+
+def test_a_demo_that_cannot_replace_an_older_one() -> None:
+    """Exit code 6 and the system's reason."""
+    Path("linq-demo.db").mkdir()
+    failed = call("demo")
+    assert (failed.code, failed.stdout) == (6, "")
+    assert failed.stderr == "linq-etl: linq-demo.db cannot be replaced: Is a directory.\n"

@@ -160,6 +160,23 @@ def test_postgresql_is_set_up_for_one_transaction(engine: Engine) -> None:
         )
 
 
+@only_postgres
+def test_a_silent_network_is_noticed_within_a_minute(engine: Engine) -> None:
+    """By either end: after a power failure or in a firewall, nothing closes a connection."""
+    with writing(engine) as connection:
+        driver: Any = connection.connection.driver_connection
+        ours = driver.info.get_parameters()
+        names = text("SELECT name, reset_val, setting FROM pg_settings WHERE name LIKE 'tcp_%'")
+        theirs = {name.removeprefix("tcp_"): name for name, *_ in connection.execute(names)}
+    for settings in (ours, {name: postgresql._SETTINGS[theirs[name]] for name in theirs}):
+        idle, interval, count = (
+            int(settings[f"keepalives_{name}"]) for name in ("idle", "interval", "count")
+        )
+        assert idle + interval * count <= 60
+    assert int(ours["tcp_user_timeout"]) <= 60_000
+    assert ours["keepalives"] == "1"
+
+
 def test_a_participant_needs_its_chat(engine: Engine) -> None:
     """The foreign key is checked on both databases."""
     orphan = {"chat_id": 404, "id": 1, "first_seen_at": NOON, "changed_at": NOON}

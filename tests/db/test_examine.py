@@ -78,9 +78,9 @@ def test_what_was_dropped_by_hand_is_named(database_url: str) -> None:
     engine = open_engine(database_url)
     schema.upgrade(engine)
     engine.dispose()
-    execute(database_url, "DROP TABLE api_pace")
+    execute(database_url, "DROP TABLE run_fences")
     execute(database_url, "ALTER TABLE sync_runs DROP COLUMN throttled")
-    assert problems(database_url) == ["It lacks api_pace, sync_runs.throttled. Restore a backup."]
+    assert problems(database_url) == ["It lacks run_fences, sync_runs.throttled. Restore a backup."]
 
 
 # SQLite
@@ -209,7 +209,7 @@ def test_only_the_owner_can_upgrade(role_database: RoleDatabase) -> None:
     (problem,) = problems(role_database.role_url)
     assert "because it does not own chat_events, chat_handles, " in problem
     assert problems(role_database.role_url, LINQ_ETL_DATABASE__AUTO_UPGRADE="false") == [
-        "revision 0007_run_fences; run `linq-etl db upgrade`"
+        "revision 0006_baseline; run `linq-etl db upgrade`"
     ]
 
 

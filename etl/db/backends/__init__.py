@@ -68,7 +68,7 @@ class Backend(Protocol):
     def explain(self, error: BaseException, url: URL) -> str | None:
         """What happened and what to do, without data; None if the error is not a known one."""
 
-    def outage(self, error: BaseException) -> Outage | None:
+    def outage(self, error: BaseException, engine: Engine) -> Outage | None:
         """Whether the transaction may succeed if it is repeated, and after what."""
 
     def cancel(self, driver: Any) -> None:

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.dialects.postgresql import JSONB, Insert, dialect, insert
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.types import TypeEngine
 
 from etl.db.backends import Encoders, Examination, Outage, Row
@@ -68,26 +68,27 @@ _SETTINGS: Final = {
     "jit": "off",
 }
 
-# By SQLSTATE.
+# SQLSTATEs.
+_READ_ONLY: Final = "25006"
+_FORBIDDEN: Final = "42501"
+_NO_SCHEMA: Final = "3F000"
 _CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
 _ADVICE: Final = {
     "40001": _CONFLICT_ADVICE,
     "40P01": _CONFLICT_ADVICE,
     "55P03": "another program has locked it for too long: wait, or end that program",
     "53100": "free space on its disk and run again: nothing that was stored is lost",
-    "25006": "it is read-only: connect to the primary, or let the role write",
+    _READ_ONLY: "it is read-only: connect to the primary, or let the role write",
     "25P03": "this process was suspended for more than 30 s within a transaction: run again",
 }
-_FORBIDDEN: Final = "42501"
-_NO_SCHEMA: Final = "3F000"
 _RIGHTS: Final = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; "
     "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
 )
 # Serialization failure, deadlock, and a unique key that another transaction inserted first.
 _CONFLICTS: Final = {"40001", "40P01", "23505"}
-# A lock timeout, too many connections, a standby before its promotion, a session that was ended.
-_PASSING: Final = {"55P03", "53300", "25006", "25P03", "57P01", "57P02", "57P03", "57P05"}
+# A lock timeout, too many connections, a session that was ended.
+_PASSING: Final = {"55P03", "53300", "25P03", "57P01", "57P02", "57P03", "57P05"}
 
 
 def create_engine(url: URL) -> Engine:
@@ -262,13 +263,22 @@ def _quoted(name: str) -> str:
     return quoted
 
 
-def outage(error: BaseException) -> Outage | None:
+def outage(error: BaseException, engine: Engine) -> Outage | None:
     """By SQLSTATE; libpq's own errors, such as a lost connection, have none."""
     state = getattr(error, "sqlstate", None)
     if state in _CONFLICTS:
         return "conflict"
+    if state == _READ_ONLY:
+        return "unavailable" if _is_standby(engine) else None
     lost = state is None and isinstance(error, psycopg.OperationalError)
     return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
+
+
+def _is_standby(engine: Engine) -> bool:
+    """Whether the server may be promoted soon; a role or database that only reads stays so."""
+    with suppress(SQLAlchemyError), engine.connect() as connection:
+        return bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
+    return True
 
 
 def cancel(driver: Any) -> None:

@@ -144,7 +144,7 @@ def _error_name(error: BaseException) -> str:
     return "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
 
 
-def outage(error: BaseException) -> Outage | None:
+def outage(error: BaseException, engine: Engine) -> Outage | None:  # noqa: ARG001
     """The file is locked by another process."""
     locked = _error_name(error) in {"SQLITE_BUSY", "SQLITE_LOCKED"}
     return "unavailable" if locked else None
