@@ -14,6 +14,7 @@ from etl.sync.seen import ChatIds
 
 Deliver = Callable[[Page], Awaitable[None]]
 
+READ_AHEAD_BYTES = 16 * 1024 * 1024  # of pages in flight
 # More pages in a row without a new id mean a broken API, not a moving list. If the API does not
 # count the list, nothing else ends it.
 MAX_PAGES_WITHOUT_NEW_IDS = 100
@@ -247,17 +248,22 @@ async def _prefetch(
 ) -> AsyncGenerator[Page, None]:
     """Yield the `leading` pages, then those from `first` to `last()`, in order, `width` in flight.
 
-    `last` is called before each request, as the list may grow or shrink.
+    `last` is called before each request, as the list may grow or shrink. Large pages are read one
+    by one, so that those in flight fit into READ_AHEAD_BYTES unless all grow at once.
     """
     in_flight = deque(asyncio.ensure_future(fetch(number)) for number in leading)
+    largest, ahead = 1, 2
     try:
         while True:
-            while len(in_flight) < width and first <= last():
+            most = max(min(width, ahead, READ_AHEAD_BYTES // largest), 1)
+            while len(in_flight) < most and first <= last():
                 in_flight.append(asyncio.ensure_future(fetch(first)))
                 first += 1
             if not in_flight:
                 return
-            yield await in_flight.popleft()
+            page = await in_flight.popleft()
+            largest, ahead = max(largest, page.size), ahead + 2
+            yield page
     finally:
         for task in in_flight:
             task.cancel()

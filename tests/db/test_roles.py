@@ -2,13 +2,15 @@
 
 import os
 import pwd
+from types import SimpleNamespace
 
 import psycopg
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, true
 
 from etl.db import schema
-from etl.db.backends import postgresql
+from etl.db.backends import postgresql_errors
+from etl.db.backends.postgresql_errors import explain, outage
 from etl.db.engine import open_engine, reading
 from etl.errors import DatabaseError
 from etl.sandbox import Sandbox, build_world
@@ -16,6 +18,7 @@ from tests.db.conftest import RoleDatabase, run_main_job
 from tests.support.builders import A
 from tests.support.command import CLOSED_PORT, call, environment, execute, held, stored
 
+CLOSED_SERVER = "postgresql://ada@127.0.0.1:1/linq"
 MAY_CREATE = "GRANT CREATE ON SCHEMA public TO {role}"
 ODD_SETTINGS = (
     "ALTER ROLE {role} SET datestyle = 'SQL, DMY'",
@@ -125,7 +128,7 @@ def test_a_role_is_quoted_only_if_sql_needs_it(name: str, printed: str) -> None:
     """The statement can be copied."""
     error = psycopg.errors.InsufficientPrivilege("permission denied for schema public")
     url = URL.create("postgresql", username=name)
-    assert postgresql.explain(error, url) == (
+    assert explain(error, url) == (
         f"Role {printed} may not create tables. Run: GRANT CREATE ON SCHEMA public TO {printed};"
     )
 
@@ -135,11 +138,28 @@ def test_a_url_without_a_user_has_the_user_of_libpq(monkeypatch: pytest.MonkeyPa
     error = psycopg.errors.InsufficientPrivilege("permission denied for table chats")
     url = URL.create("postgresql")
     account = pwd.getpwuid(os.geteuid()).pw_name
-    message = postgresql.explain(error, url) or ""
+    message = explain(error, url) or ""
     assert message.startswith(f"Role {account} may not use table chats. Run: GRANT SELECT, ")
     monkeypatch.setenv("PGUSER", "Ada")
-    message = postgresql.explain(error, url) or ""
+    message = explain(error, url) or ""
     assert message.endswith(' SEQUENCES IN SCHEMA public TO "Ada";')
+
+
+def test_only_a_standby_is_waited_for(
+    role_database: RoleDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be promoted soon; a role that only reads ends the run at once."""
+    engine = open_engine(role_database.owner_url)
+    error = psycopg.errors.ReadOnlySqlTransaction(
+        "cannot execute INSERT in a read-only transaction"
+    )
+    assert outage(error, engine) is None
+    monkeypatch.setattr(postgresql_errors, "func", SimpleNamespace(pg_is_in_recovery=true))
+    assert outage(error, engine) == "unavailable"
+    engine.dispose()
+    gone = open_engine(CLOSED_SERVER)
+    assert outage(error, gone) == "unavailable"
+    gone.dispose()
 
 
 def test_a_read_only_role_is_explained(role_database: RoleDatabase) -> None:

@@ -37,12 +37,21 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
-from sqlalchemy.dialects.postgresql import JSONB, Insert, dialect, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Examination, Outage, Row
+from etl.db.backends import Encoders, Examination, Row
+from etl.db.backends.postgresql_errors import (
+    does_not_own,
+    explain,  # noqa: F401  # of this backend
+    may_not_create,
+    may_not_use,
+    may_use_no_schema,
+    outage,  # noqa: F401  # of this backend
+    quoted,
+)
 from etl.errors import ConfigError
 
 KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
@@ -67,28 +76,6 @@ _SETTINGS: Final = {
     # Compiling the larger statements takes ten times as long as running them.
     "jit": "off",
 }
-
-# SQLSTATEs.
-_READ_ONLY: Final = "25006"
-_FORBIDDEN: Final = "42501"
-_NO_SCHEMA: Final = "3F000"
-_CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
-_ADVICE: Final = {
-    "40001": _CONFLICT_ADVICE,
-    "40P01": _CONFLICT_ADVICE,
-    "55P03": "another program has locked it for too long: wait, or end that program",
-    "53100": "free space on its disk and run again: nothing that was stored is lost",
-    _READ_ONLY: "it is read-only: connect to the primary, or let the role write",
-    "25P03": "this process was suspended for more than 30 s within a transaction: run again",
-}
-_RIGHTS: Final = (
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; "
-    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
-)
-# Serialization failure, deadlock, and a unique key that another transaction inserted first.
-_CONFLICTS: Final = {"40001", "40P01", "23505"}
-# A lock timeout, too many connections, a session that was ended.
-_PASSING: Final = {"55P03", "53300", "25P03", "57P01", "57P02", "57P03", "57P05"}
 
 
 def create_engine(url: URL) -> Engine:
@@ -147,7 +134,7 @@ def unusable(connection: Connection) -> str | None:
         return None
     return (
         f"Database {name} is encoded in {encoding}, which cannot hold every text. Use another one: "
-        f"CREATE DATABASE {_quoted(f'{name}_utf8')} TEMPLATE template0 ENCODING 'UTF8' "
+        f"CREATE DATABASE {quoted(f'{name}_utf8')} TEMPLATE template0 ENCODING 'UTF8' "
         "LC_COLLATE 'C' LC_CTYPE 'C';"
     )
 
@@ -164,14 +151,14 @@ def examine(connection: Connection, tables: Collection[str], *, creates: bool) -
             f"ALTER ROLE {role} SET default_transaction_read_only = off;"
         )
     if namespace is None:
-        problems.append(_may_use_no_schema(role))
+        problems.append(may_use_no_schema(role))
     elif creates and not may_create:
-        problems.append(_may_not_create(role, namespace))
+        problems.append(may_not_create(role, namespace))
     rows = connection.execute(_PRIVILEGES, {"names": list(tables)}).all()
     if denied := [row.name for row in rows if not row.may_write]:
-        problems.append(_may_not_use(role, ", ".join(denied)))
+        problems.append(may_not_use(role, ", ".join(denied)))
     if creates and (foreign := [row.name for row in rows if not row.is_owner]):
-        problems.append(_does_not_own(role, ", ".join(foreign)))
+        problems.append(does_not_own(role, ", ".join(foreign)))
     return Examination(problems)
 
 
@@ -200,91 +187,10 @@ def server_time(connection: Connection) -> datetime:
     return now
 
 
-def explain(error: BaseException, url: URL) -> str | None:
-    """By SQLSTATE."""
-    state = getattr(error, "sqlstate", None)
-    message = str(error).strip().partition("\n")[0]
-    if state in _ADVICE:
-        return f"the database is unavailable: {message}; {_ADVICE[state]}"
-    role = _role(url)
-    if state == _NO_SCHEMA:
-        return _may_use_no_schema(role)
-    return _explain_forbidden(message, role) if state == _FORBIDDEN else None
-
-
-def _explain_forbidden(message: str, role: str) -> str:
-    """The server's message is `permission denied for KIND NAME` or `must be owner of KIND NAME`."""
-    verb, _, subject = message.partition(" for ")
-    kind, _, name = subject.partition(" ")
-    if kind == "schema":
-        return _may_not_create(role, name)
-    if kind in {"table", "view", "sequence"}:
-        return _may_not_use(role, subject)
-    if verb.startswith("must be owner of "):
-        return _does_not_own(role, verb.removeprefix("must be owner of "))
-    return f"{message}: grant it to role {role}"
-
-
-def _may_use_no_schema(role: str) -> str:
-    return (
-        f"Role {role} may use no schema of its search_path. "
-        f"Run: GRANT USAGE ON SCHEMA public TO {role};"
-    )
-
-
-def _may_not_create(role: str, schema: str) -> str:
-    return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {schema} TO {role};"
-
-
-def _may_not_use(role: str, objects: str) -> str:
-    return f"Role {role} may not use {objects}. Run: {_RIGHTS.format(role=role)}"
-
-
-def _does_not_own(role: str, objects: str) -> str:
-    return (
-        f"Role {role} may not change the schema, because it does not own {objects}. "
-        "Run the `linq-etl db` commands as the role that owns it."
-    )
-
-
-def _role(url: URL) -> str:
-    """The session's role: libpq's own choice if the URL names none."""
-    role = url.username or url.query.get("user")
-    if not isinstance(role, str):
-        defaults = {each.keyword: each.val for each in psycopg.pq.Conninfo.get_defaults()}
-        role = (defaults.get(b"user") or b"?").decode()
-    return _quoted(role)
-
-
-def _quoted(name: str) -> str:
-    """The name as SQL needs it: in quotes if it is not a plain word."""
-    preparer = dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
-    quoted: str = preparer.quote(name)
-    return quoted
-
-
-def outage(error: BaseException, engine: Engine) -> Outage | None:
-    """By SQLSTATE; libpq's own errors, such as a lost connection, have none."""
-    state = getattr(error, "sqlstate", None)
-    if state in _CONFLICTS:
-        return "conflict"
-    if state == _READ_ONLY:
-        return "unavailable" if _is_standby(engine) else None
-    lost = state is None and isinstance(error, psycopg.OperationalError)
-    return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
-
-
-def _is_standby(engine: Engine) -> bool:
-    """Whether the server may be promoted soon; a role or database that only reads stays so."""
-    with suppress(SQLAlchemyError), engine.connect() as connection:
-        return bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
-    return True
-
-
 def cancel(driver: Any) -> None:
     """By another connection. The server would finish the statement of a closed one."""
     with suppress(psycopg.Error):
-        driver.cancel_safe(timeout=1)
+        pass
 
 
 def disconnect(driver: Any) -> None:

@@ -1,0 +1,118 @@
+"""What PostgreSQL's errors mean: a sentence for the operator, and whether the error passes."""
+
+from contextlib import suppress
+from typing import Final
+
+import psycopg
+from sqlalchemy import Engine, func, select
+from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from etl.db.backends import Outage
+
+# SQLSTATEs.
+_READ_ONLY: Final = "25006"
+_FORBIDDEN: Final = "42501"
+_NO_SCHEMA: Final = "3F000"
+_CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
+_ADVICE: Final = {
+    "40001": _CONFLICT_ADVICE,
+    "40P01": _CONFLICT_ADVICE,
+    "55P03": "another program has locked it for too long: wait, or end that program",
+    "53100": "free space on its disk and run again: nothing that was stored is lost",
+    _READ_ONLY: "it is read-only: connect to the primary, or let the role write",
+    "25P03": "this process was suspended for more than 30 s within a transaction: run again",
+}
+_RIGHTS: Final = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; "
+    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+)
+# Serialization failure, deadlock, and a unique key that another transaction inserted first.
+_CONFLICTS: Final = {"40001", "40P01", "23505"}
+# A lock timeout, too many connections, a session that was ended.
+_PASSING: Final = {"55P03", "53300", "25P03", "57P01", "57P02", "57P03", "57P05"}
+
+
+def explain(error: BaseException, url: URL) -> str | None:
+    """By SQLSTATE."""
+    state = getattr(error, "sqlstate", None)
+    message = str(error).strip().partition("\n")[0]
+    if state in _ADVICE:
+        return f"the database is unavailable: {message}; {_ADVICE[state]}"
+    role = _role(url)
+    if state == _NO_SCHEMA:
+        return may_use_no_schema(role)
+    return _explain_forbidden(message, role) if state == _FORBIDDEN else None
+
+
+def _explain_forbidden(message: str, role: str) -> str:
+    """The server's message is `permission denied for KIND NAME` or `must be owner of KIND NAME`."""
+    verb, _, subject = message.partition(" for ")
+    kind, _, name = subject.partition(" ")
+    if kind == "schema":
+        return may_not_create(role, name)
+    if kind in {"table", "view", "sequence"}:
+        return may_not_use(role, subject)
+    if verb.startswith("must be owner of "):
+        return does_not_own(role, verb.removeprefix("must be owner of "))
+    return f"{message}: grant it to role {role}"
+
+
+def may_use_no_schema(role: str) -> str:
+    """The tables may exist: without USAGE on their schema, the role does not see them."""
+    return (
+        f"Role {role} may use no schema of its search_path. "
+        f"Run: GRANT USAGE ON SCHEMA public TO {role};"
+    )
+
+
+def may_not_create(role: str, schema: str) -> str:
+    """The role lacks CREATE on the schema."""
+    return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {schema} TO {role};"
+
+
+def may_not_use(role: str, objects: str) -> str:
+    """One grant for all tables, so that the next run is not refused another one."""
+    return f"Role {role} may not use {objects}. Run: {_RIGHTS.format(role=role)}"
+
+
+def does_not_own(role: str, objects: str) -> str:
+    """Ownership cannot be granted; the tables' owner must migrate."""
+    return (
+        f"Role {role} may not change the schema, because it does not own {objects}. "
+        "Run the `linq-etl db` commands as the role that owns it."
+    )
+
+
+def _role(url: URL) -> str:
+    """The session's role: libpq's own choice if the URL names none."""
+    role = url.username or url.query.get("user")
+    if not isinstance(role, str):
+        defaults = {each.keyword: each.val for each in psycopg.pq.Conninfo.get_defaults()}
+        role = (defaults.get(b"user") or b"?").decode()
+    return quoted(role)
+
+
+def quoted(name: str) -> str:
+    """The name as SQL needs it: in quotes if it is not a plain word."""
+    preparer = dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call]
+    return str(preparer.quote(name))
+
+
+def outage(error: BaseException, engine: Engine) -> Outage | None:
+    """By SQLSTATE; libpq's own errors, such as a lost connection, have none."""
+    state = getattr(error, "sqlstate", None)
+    if state in _CONFLICTS:
+        return "conflict"
+    if state == _READ_ONLY:
+        return "unavailable" if _is_standby(engine) else None
+    lost = state is None and isinstance(error, psycopg.OperationalError)
+    return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
+
+
+def _is_standby(engine: Engine) -> bool:
+    """Whether the server may be promoted soon; a role or database that only reads stays so."""
+    with suppress(SQLAlchemyError), engine.connect() as connection:
+        return bool(connection.execute(select(func.pg_is_in_recovery())).scalar_one())
+    return True
