@@ -190,7 +190,7 @@ def server_time(connection: Connection) -> datetime:
 def cancel(driver: Any) -> None:
     """By another connection. The server would finish the statement of a closed one."""
     with suppress(psycopg.Error):
-        pass
+        driver.cancel_safe(timeout=1)
 
 
 def disconnect(driver: Any) -> None:
