@@ -125,6 +125,11 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
     opened = open_engine(database_url)
     if opened.dialect.name == "postgresql":
         with opened.begin() as connection:
+            # A session that an earlier, failed test left open would block the TRUNCATE.
+            connection.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
             names = ", ".join(metadata.tables)
             connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
             connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
