@@ -114,7 +114,10 @@ def _commands() -> Iterator[str]:
         yield f"| [`{path}`](#{anchor}) | {summary} |"
     for path, command in commands():
         context = click.Context(
-            command, info_name=f"linq-etl {path}", max_content_width=_HELP_WIDTH
+            command,
+            info_name=f"linq-etl {path}",
+            max_content_width=_HELP_WIDTH,
+            help_option_names=cli.context_settings["help_option_names"],
         )
         context.terminal_width = _HELP_WIDTH
         yield f"\n### linq-etl {path}\n\n```text\n{command.get_help(context)}\n```"

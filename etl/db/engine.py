@@ -56,7 +56,12 @@ def writing(engine: Engine, run_id: int | None = None) -> Iterator[Connection]:
 def database_clock(engine: Engine) -> Callable[[], datetime]:
     """A clock that follows the database server's, so that clock skew between hosts is harmless."""
     with reading(engine) as connection:
-        server_time = backend(engine.dialect).server_time(connection)
+        return clock_of(connection)
+
+
+def clock_of(connection: Connection) -> Callable[[], datetime]:
+    """As database_clock, in a transaction."""
+    server_time = backend(connection.dialect).server_time(connection)
     offset = server_time - _now() if server_time else timedelta()
     return lambda: _now() + offset
 

@@ -12,7 +12,7 @@ from etl import log
 from etl.api.client import LinqClient, RequestContext
 from etl.config import Config, PhoneNumber, Token
 from etl.db import run_log
-from etl.db.engine import database_clock
+from etl.db.engine import clock_of
 from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
 from etl.db.transactions import Transactions
 from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
@@ -44,8 +44,8 @@ async def sync(
     whole run: DatabaseError, LeaseLostError, or an API error while the numbers are listed. In every
     case, cancellation included, the transaction in progress ends and the run is closed first.
     """
-    clock = await asyncio.to_thread(database_clock, engine)
     transactions = Transactions(engine, patience=config.database.patience)
+    clock = await transactions.read(clock_of)
     lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))

@@ -18,7 +18,7 @@ from etl.api.client import LinqClient, RequestContext
 from etl.api.models import Chat, Rejected
 from etl.api.pace import Pace
 from etl.config import Config, Token
-from etl.db.engine import database_clock
+from etl.db.engine import clock_of
 from etl.db.store.batch import Observation
 from etl.db.store.diff import StoredChat, diff
 from etl.db.store.read import read_chats
@@ -82,7 +82,7 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     readable = _readable_numbers(config, tokens)
     transactions = Transactions(engine, patience=config.database.patience)
     sampled = await transactions.read(lambda c: _sample(c, sample, readable))
-    clock = await asyncio.to_thread(database_clock, engine)
+    clock = await transactions.read(clock_of)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     findings: list[Mismatch] = []
     unknown: list[int] = []

@@ -21,7 +21,7 @@ from etl.db.transactions import CONFLICT_TRIES, Transactions
 from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 from tests.support.builders import NOON, A, Rows, start_run
 from tests.support.marks import only_postgres
-from tests.support.outages import Failing, lost_answers, outage
+from tests.support.outages import Failing, lost_answers, never_end, outage
 
 CONFLICTS = [
     psycopg.errors.SerializationFailure,
@@ -29,12 +29,6 @@ CONFLICTS = [
     psycopg.errors.UniqueViolation,
 ]
 FOREVER = wait_fixed(3600)
-# Statements that end only if they are interrupted.
-ENDLESS = {
-    "postgresql": "SELECT pg_sleep(3600)",
-    "sqlite": "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) "
-    "SELECT max(i) FROM n",
-}
 
 
 def add_a_chat(connection: Connection) -> str:
@@ -42,9 +36,9 @@ def add_a_chat(connection: Connection) -> str:
     return "added"
 
 
-def never_end(connection: Connection) -> None:
+def add_and_never_end(connection: Connection) -> None:
     add_a_chat(connection)
-    connection.execute(text(ENDLESS[connection.dialect.name]))
+    never_end(connection)
 
 
 def write(engine: Engine, function: Callable[[Connection], Any], *, patience: float = 60) -> Any:
@@ -199,7 +193,7 @@ def test_a_cancelled_call_is_broken_off_if_it_does_not_end(engine: Engine, rows:
 
         def begin(connection: Connection) -> None:
             loop.call_soon_threadsafe(begun.set)
-            never_end(connection)
+            add_and_never_end(connection)
 
         call = asyncio.ensure_future(patient.write(begin))
         await begun.wait()
@@ -221,7 +215,7 @@ def test_at_the_end_a_transaction_takes_not_long(engine: Engine, rows: Rows) -> 
         patient = Transactions(engine, patience=60, wait=FOREVER)
         patient.end()
         with pytest.raises(DatabaseUnavailableError, match="did not answer in time") as caught:
-            await patient.write(never_end)
+            await patient.write(add_and_never_end)
         assert caught.value.exit_code == 6
         with pytest.raises(DatabaseUnavailableError):
             await patient.write(Failing(add_a_chat, outage(engine), outage(engine)))

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, text
 
 
 def outage(engine: Engine) -> Exception:
@@ -63,3 +63,15 @@ class Failing:
         if self._errors:
             raise self._errors.pop(0)
         return result
+
+
+_ENDLESS = {
+    "postgresql": "SELECT pg_sleep(3600)",
+    "sqlite": "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) "
+    "SELECT max(i) FROM n",
+}
+
+
+def never_end(connection: Connection) -> None:
+    """Execute a statement that ends only if it is interrupted."""
+    connection.execute(text(_ENDLESS[connection.dialect.name]))

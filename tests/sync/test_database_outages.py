@@ -1,5 +1,6 @@
 """Whole syncs while the database fails: nothing is lost, nothing is written or counted twice."""
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from tenacity import wait_none
 
+from etl.db import transactions
+from etl.db.backends import backend
 from etl.db.engine import open_engine, reading
 from etl.db.tables import metadata, sync_runs
 from etl.db.transactions import Transactions
@@ -17,7 +20,7 @@ from etl.db.types import UtcDateTime
 from etl.errors import DatabaseError, DatabaseUnavailableError
 from tests.support.account import Account
 from tests.support.builders import Row, Rows
-from tests.support.outages import failing_commits, outage
+from tests.support.outages import failing_commits, never_end, outage
 
 DIFFERS = {"owner", "host", "fence"}
 
@@ -130,3 +133,28 @@ def test_a_database_that_is_back_after_patience_gets_the_runs_end(
         account.sync(patience=0)
     (run,) = rows(sync_runs)
     assert (run["status"], run["error_kind"]) == ("failed", "database")
+
+
+def test_a_run_can_be_interrupted_before_it_has_started(
+    engine: Engine, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first statement, which asks for the time, gets no answer."""
+    monkeypatch.setattr(transactions, "GRACE_SECONDS", 0.05)
+    account = Account(engine, rows)
+
+    async def interrupt() -> None:
+        loop, asked = asyncio.get_running_loop(), asyncio.Event()
+
+        def never_answer(connection: Connection) -> None:
+            loop.call_soon_threadsafe(asked.set)
+            never_end(connection)
+
+        monkeypatch.setattr(backend(engine.dialect), "server_time", never_answer)
+        run = asyncio.ensure_future(account.run())
+        await asked.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(interrupt())
+    assert rows(sync_runs) == []
