@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -20,13 +21,13 @@ from etl.api.decode import (
     error_code,
 )
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
-from etl.api.pace import Pace
+from etl.api.pace import Lane, Pace, Turn
 from etl.api.retry import (
     RETRY_STATUSES,
     TransientError,
     Tries,
     failure_of,
-    give_up,
+    final_error,
     retry_after,
     wait,
 )
@@ -71,6 +72,7 @@ class LinqClient:
         self.usage: defaultdict[str | None, ApiUsage] = defaultdict(ApiUsage)
         self._config = config
         self._pace = pace
+        self._lanes: dict[Token, Lane] = {}
         self._clock = clock
         self._sleep = sleep
         self._decoding = asyncio.Lock()
@@ -79,9 +81,9 @@ class LinqClient:
         self._accepted: set[Token] = set()
         self._refused: set[Token] = set()
         self._refused_numbers: defaultdict[Token, set[str | None]] = defaultdict(set)
-        self._shut_out: TransientError | None = None  # ends every request, once it is set
         self._monotonic = monotonic
         self._answered_at = -1.0  # when the last good answer came
+        self._failures = 0  # tries that failed since
         self._transport = Transport(config)
 
     async def __aenter__(self) -> "LinqClient":
@@ -122,82 +124,122 @@ class LinqClient:
             context, "/phone_numbers", lambda body, _: decode_phone_numbers(body)
         )
 
+    def set_rate(self, token: Token, requests_per_second: float) -> None:
+        """Start just below the rate that `rates` returned for the token at the end of a run."""
+        self._lanes[token] = self._pace.lane(requests_per_second)
+
+    def rates(self) -> dict[Token, float]:
+        """Requests a second that the API allows each token, where it has throttled."""
+        return {token: lane.rate for token, lane in self._lanes.items() if lane.rate}
+
     async def _get(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
-        asked_at, last_answer = self._monotonic(), lambda: self._answered_at
-        tries = Tries(self._config.max_attempts, last_answer, self._monotonic, asked_at)
+        tries = Tries(
+            self._config.max_attempts,
+            lambda: self._answered_at,
+            self._monotonic,
+            self._monotonic(),
+        )
 
         def after(state: RetryCallState) -> None:
+            self._failures += 1
             tries.end(state)
-            failure = failure_of(state)
-            if failure.throttled:
-                self._pace.throttled(wait(state))
-                if failure.is_too_long:
-                    self._shut_out = failure
-
-        def before_sleep(_: RetryCallState) -> None:
-            self.usage[context.phone_number] += ApiUsage(retries=1)
 
         def spent(state: RetryCallState) -> Page:
             failure = failure_of(state)
             if failure.empty_page:
                 return failure.empty_page
-            repeated = state.attempt_number > 1
-            if repeated and self._answered_at < asked_at and not failure.is_too_long:
-                self._shut_out = failure  # Nothing gets through: the other requests end too.
-            return give_up(failure, state.attempt_number)
+            error = copy(self._pace.error) or final_error(failure, state.attempt_number)
+            if self._failures > 1 and tries.nothing_answered and not failure.is_too_long:
+                self._pace.stop(error)  # Nothing gets through: the other requests end too.
+            raise error from failure
 
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(TransientError),
-            stop=lambda state: self._shut_out is not None or tries.are_spent(state),
+            stop=lambda state: self._pace.stopped.is_set() or tries.are_spent(state),
             wait=wait,
-            sleep=self._sleep,
+            sleep=self._sleep_until_stopped,
             after=after,
-            before_sleep=before_sleep,
             retry_error_callback=spent,
         )
-        return await retrying(self._try, context, target, decode)
+        return await retrying(self._try, context, target, decode, tries)
 
-    async def _try(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
+    async def _sleep_until_stopped(self, seconds: float) -> None:
+        waits = [
+            asyncio.ensure_future(self._sleep(seconds)),
+            asyncio.ensure_future(self._pace.stopped.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+    async def _try(
+        self, context: RequestContext, target: str, decode: Decode[T], tries: Tries
+    ) -> T:
         # A token's first request goes alone, so that a refused token costs one request.
         if context.token not in self._tried:
             async with self._first_try.setdefault(context.token, asyncio.Lock()):
                 if context.token not in self._tried:
                     try:
-                        return await self._ask(context, target, decode)
+                        return await self._ask(context, target, decode, tries)
                     finally:
                         self._tried.add(context.token)
-        return await self._ask(context, target, decode)
+        return await self._ask(context, target, decode, tries)
 
-    async def _ask(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
-        async with self._pace.turn():
+    async def _ask(
+        self, context: RequestContext, target: str, decode: Decode[T], tries: Tries
+    ) -> T:
+        queued_at = self._monotonic()
+        if context.token not in self._lanes:
+            self._lanes[context.token] = self._pace.lane()
+        async with self._lanes[context.token].turn() as turn:
+            tries.waited += self._monotonic() - queued_at
             if context.token in self._refused:
                 raise TokenRefusedError(_REFUSED_401)
-            if self._shut_out:
-                raise self._shut_out
-            self.usage[context.phone_number] += ApiUsage(requests=1)
             sent_at = self._clock()
-            response = await self._transport.get(context.token, target)
-            if response.status not in RETRY_STATUSES:
-                self._answered_at = self._monotonic()
-            try:
-                self._check(context, response)
-            except BaseException:
-                self._transport.release(response)
-                raise
-            self._pace.answered()
-            self._accepted.add(context.token)
+            self.usage[context.phone_number] += ApiUsage(requests=1, retries=int(tries.sent > 0))
+            tries.sent += 1
+            response = await self._send(context, target, turn)
         # Decode one response at a time and yield in between, so that a burst does not delay
         # requests.
         try:
             async with self._decoding:
                 await asyncio.sleep(0)
-                return decode(response.body, sent_at)
+                answer = decode(response.body, sent_at)
         except EmptyPageError as error:
+            self._note_answer()
             raise TransientError(str(error), empty_page=error.page) from None
         except BadAnswerError as error:
             raise TransientError(str(error)) from None
         finally:
             self._transport.release(response)
+        self._note_answer()
+        return answer
+
+    def _note_answer(self) -> None:
+        self._answered_at = self._monotonic()
+        self._failures = 0
+
+    async def _send(self, context: RequestContext, target: str, turn: Turn) -> Response:
+        """One request: a status of success, whose body is to be released. Tells the pace."""
+        response = await self._transport.get(context.token, target)
+        if response.status not in RETRY_STATUSES:
+            turn.answered()
+            if response.status != 200:
+                self._note_answer()
+        try:
+            self._check(context, response)
+        except BaseException as error:
+            self._transport.release(response)
+            if isinstance(error, TransientError) and error.throttled:
+                if error.is_too_long:
+                    self._pace.stop(final_error(error, 1))
+                else:
+                    turn.throttled(error.retry_after)
+            raise
+        self._accepted.add(context.token)
+        return response
 
     def _check(self, context: RequestContext, response: Response) -> None:
         if response.status == 401:

@@ -3,24 +3,19 @@
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from copy import copy
 
-FEW_ANSWERS = 5  # fewer in a second do not show the API's rate limit
-RATE_SHARE = 0.95  # of the rate at which the API began to throttle
-SHORTEST_PAUSE = 0.05  # seconds; throttles within it count as one
+from etl.api.allowance import Allowance, Start
+from etl.errors import EtlError
+
+SLOWEST, FASTEST = 0.01, 10_000.0  # requests a second that can have been learned
+LONGEST_SLEEP = 1.0  # seconds until a waiting request notices that all were stopped
 
 
 class Pace:
-    """One adaptive limit for all phone numbers and workers.
-
-    It starts with one request in flight; each clean answer adds two, up to `max_concurrency`. A
-    throttle pauses all requests, halves that limit, and sets the rate slightly below the answers
-    of the last second. Afterwards the limit grows by one per round of requests, and the rate
-    slowly at first, so that the next throttle is far off. `max_per_second` caps the rate. Requests
-    start evenly spaced.
-    """
+    """What all tokens share: at most `max_concurrency` in flight and `max_per_second` starts."""
 
     def __init__(
         self,
@@ -30,70 +25,114 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._ceiling = max_concurrency
-        self._top_rate = max_per_second or math.inf
-        self._base_rate = math.inf  # the rate at the end of the last pause
-        self._answers: deque[float] = deque()  # times of the clean answers of the last second
-        self._clock = clock
-        self._sleep = sleep
-        self._limit = 1.0
-        self._quick_until = float(max_concurrency)
-        self._active = 0
-        self._room = asyncio.Condition()
-        self._next_start = 0.0
-        self._paused_until = 0.0
+        self.max_concurrency = max_concurrency
+        self.in_flight = 0
+        self.next_start = 0.0
+        self.interval = 1 / (max_per_second or math.inf)
+        self.clock = clock
+        self.sleep = sleep
+        self.error: EtlError | None = None
+        self.stopped = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def lane(self, learned: float | None = None) -> "Lane":
+        """The requests of one token; `learned` is the rate that an earlier run learned."""
+        usable = learned if learned and SLOWEST <= learned <= FASTEST else None
+        return Lane(self, Allowance(self.max_concurrency, usable))
+
+    def stop(self, error: EtlError) -> None:
+        """From now on no request starts: each raises this error."""
+        self.error = self.error or error
+        self.stopped.set()
+        self.wake()
+
+    async def wait_for_room(self) -> None:
+        """Wait until a request has ended, or all are stopped."""
+        room = asyncio.get_running_loop().create_future()
+        self._waiting.append(room)
+        await room
+
+    def wake(self) -> None:
+        """End each `wait_for_room`."""
+        for room in self._waiting:
+            if not room.done():
+                room.set_result(None)
+        self._waiting.clear()
+
+
+class Lane:
+    """The requests of one token start in the order of their `turn`, evenly spaced."""
+
+    def __init__(self, pace: Pace, allowance: Allowance) -> None:
+        self._pace = pace
+        self._allowance = allowance
+        self._in_flight = 0
+        self._first_in_line = asyncio.Lock()
+
+    @property
+    def rate(self) -> float | None:
+        """Requests a second that the API allows; None if it has not throttled."""
+        rate = self._allowance.rate
+        return None if math.isinf(rate) else rate
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator["Turn"]:
         """Wait until a request may start; the block lasts until its answer."""
-        async with self._room:
-            await self._room.wait_for(lambda: self._active < int(self._limit))
-            self._active += 1
+        pace = self._pace
+        async with self._first_in_line:
+            start = await self._wait_for_start()
         try:
-            await self._wait_for_start()
-            yield
+            yield Turn(self, start)
         finally:
-            self._active -= 1
-            async with self._room:
-                # Three, because the limit may have grown by two during this turn.
-                self._room.notify(3)
+            self._in_flight -= 1
+            pace.in_flight -= 1
+            pace.wake()
+
+    async def _wait_for_start(self) -> Start:
+        pace, allowance = self._pace, self._allowance
+        spaced = limited = capped = False
+        while True:
+            if pace.error:
+                raise copy(pace.error)  # Each raise adds to a traceback.
+            now = pace.clock()
+            wait = max(allowance.wait(now), pace.next_start - now)
+            full = self._in_flight >= allowance.limit
+            if full or pace.in_flight >= pace.max_concurrency:
+                limited, spaced, capped = full, False, False
+                await pace.wait_for_room()
+            elif wait > 0:
+                capped = pace.next_start - now >= wait
+                spaced = not capped
+                await pace.sleep(min(wait, LONGEST_SLEEP))
+            else:
+                break
+        self._in_flight += 1
+        pace.in_flight += 1
+        due = max(pace.next_start, now - pace.interval) if capped else now
+        pace.next_start = due + pace.interval
+        return allowance.start(now, self._in_flight, spaced=spaced, limited=limited)
+
+    def answered(self, start: Start) -> None:
+        """See Turn."""
+        self._allowance.answered(start, self._pace.clock())
+
+    def throttled(self, start: Start, retry_after: float | None) -> None:
+        """See Turn."""
+        now = self._pace.clock()
+        self._allowance.throttled(start, now, retry_after, in_flight=self._in_flight)
+
+
+class Turn:
+    """A request that has started."""
+
+    def __init__(self, lane: Lane, start: Start) -> None:
+        self._lane = lane
+        self._start = start
 
     def answered(self) -> None:
-        """Record a clean answer."""
-        step = 2 if self._limit < self._quick_until else 1 / self._limit
-        self._limit = min(self._limit + step, self._ceiling)
-        self._answers.append(self._clock())
-        self._forget_old_answers()
+        """Record that the API allowed the request."""
+        self._lane.answered(self._start)
 
-    def throttled(self, seconds: float) -> None:
-        """Record a throttle: no request starts for so many seconds."""
-        now = self._clock()
-        if now >= self._paused_until:
-            # Halve once per pause; requests already in flight report the same throttle.
-            self._limit = max(self._limit / 2, 1.0)
-            self._quick_until = self._limit
-            self._forget_old_answers()
-            self._base_rate = self._rate_below(self._rate(now))
-        self._paused_until = max(self._paused_until, now + max(seconds, SHORTEST_PAUSE))
-
-    async def _wait_for_start(self) -> None:
-        # The first to wake starts and moves the next start; the others wait again.
-        while (wait := max(self._next_start, self._paused_until) - self._clock()) > 0:
-            await self._sleep(wait)
-        self._next_start = self._clock() + 1 / self._rate(self._clock())
-
-    def _rate(self, now: float) -> float:
-        """Requests per second; the growth since the pause accelerates."""
-        seconds = max(now - self._paused_until, 0.0)
-        return min(self._base_rate * (1 + 0.005 * seconds + 0.001 * seconds**3), self._top_rate)
-
-    def _rate_below(self, rate: float) -> float:
-        """Slightly below the answers of the last second, and at most a quarter below `rate`."""
-        answered = len(self._answers)
-        if math.isinf(self._base_rate):
-            return RATE_SHARE * answered if answered >= FEW_ANSWERS else self._base_rate
-        return RATE_SHARE * min(rate, max(answered, 0.8 * rate))
-
-    def _forget_old_answers(self) -> None:
-        while self._answers and self._answers[0] < self._clock() - 1:
-            self._answers.popleft()
+    def throttled(self, retry_after: float | None) -> None:
+        """Record a throttle; no request of the token starts for so many seconds, or a few."""
+        self._lane.throttled(self._start, retry_after)

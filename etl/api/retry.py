@@ -1,11 +1,12 @@
 """Which failures of a request may pass, how long to wait for that, and when to give up."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, NoReturn
+from typing import Final
 
 from tenacity import RetryCallState
 from tenacity.wait import wait_random_exponential
@@ -50,17 +51,29 @@ class TransientError(Exception):
 
 @dataclass(slots=True)
 class Tries:
-    """The tries of one request. A throttle is free while other requests get through."""
+    """The tries of one request. A throttle is free while other requests get through.
+
+    `waited` counts the seconds in which the request waited for its turn. They count for the time
+    that a request may take only if the API answers nobody.
+    """
 
     most: int
     last_answer: Callable[[], float]
     clock: Callable[[], float]
-    since: float  # the last failed try, or the request's start
+    began: float
+    since: float = -math.inf  # the last failed try
     free: int = 0
+    waited: float = 0.0
+    sent: int = 0
+
+    @property
+    def nothing_answered(self) -> bool:
+        """Whether no request at all has been answered since this one began."""
+        return self.last_answer() < self.began
 
     def end(self, state: RetryCallState) -> None:
         """Note a failed try."""
-        if failure_of(state).throttled and self.last_answer() >= self.since:
+        if failure_of(state).throttled and self.last_answer() >= max(self.began, self.since):
             self.free += 1
         self.since = self.clock()
 
@@ -69,8 +82,8 @@ class Tries:
         failure = failure_of(state)
         if failure.empty_page and state.attempt_number >= EMPTY_PAGE_TRIES:
             return True
-        next_wait = state.upcoming_sleep
-        too_late = (state.seconds_since_start or 0) + next_wait >= RETRY_SECONDS
+        seconds = self.clock() - self.began - (0 if self.nothing_answered else self.waited)
+        too_late = seconds + state.upcoming_sleep >= RETRY_SECONDS
         return too_late or state.attempt_number - self.free >= self.most
 
 
@@ -89,23 +102,19 @@ def wait(state: RetryCallState) -> float:
     return max(failure_of(state).retry_after or 0.0, _backoff(state))
 
 
-def give_up(failure: TransientError, tries: int) -> NoReturn:
-    """Raise ApiThrottledError or ApiUnavailableError for the last failure."""
+def final_error(failure: TransientError, tries: int) -> ApiUnavailableError:
+    """The error of a request that gives up after this failure."""
     ending = f", gave up after {tries} {'try' if tries == 1 else 'tries'}."
     if failure.is_too_long:
         ending = f" and asks to wait {failure.retry_after:.0f} s, longer than a run waits."
     if failure.throttled:
-        raise ApiThrottledError(
+        return ApiThrottledError(
             f"The API is throttling{ending} Run again later, or set a lower "
             "api.max_requests_per_second."
-        ) from failure
+        )
     if failure.unreachable:
-        raise ApiUnavailableError(
-            f"Cannot reach {failure.unreachable} ({failure}){ending}"
-        ) from failure
-    raise ApiUnavailableError(
-        f"The API is unavailable ({failure}){ending} Run again later."
-    ) from failure
+        return ApiUnavailableError(f"Cannot reach {failure.unreachable} ({failure}){ending}")
+    return ApiUnavailableError(f"The API is unavailable ({failure}){ending} Run again later.")
 
 
 def retry_after(header: str | None, now: datetime) -> float | None:

@@ -89,8 +89,11 @@ class Transport:
             if complete:
                 self._idle.append(transport)
             else:
-                with suppress(Exception):
-                    await transport.aclose()
+                # After a suspension or a change of networks, idle connections are as dead as it is.
+                broken, self._idle = [transport, *self._idle], []
+                for each in broken:
+                    with suppress(Exception):
+                        await each.aclose()
         return response
 
     def release(self, response: Response) -> None:

@@ -10,13 +10,24 @@ import pytest
 from etl.api.client import LinqClient, RequestContext
 from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
 from etl.api.retry import MAX_WAIT_SECONDS
+from etl.config import Token
 from etl.errors import (
     ApiThrottledError,
     ApiUnavailableError,
     RequestRefusedError,
     TokenRefusedError,
 )
-from tests.support.api_server import CUT, DROP, HTML, OK, Answer, Caller, Server, error
+from tests.support.api_server import (
+    CUT,
+    DROP,
+    HTML,
+    OK,
+    TOKEN,
+    Answer,
+    Caller,
+    Server,
+    error,
+)
 from tests.support.builders import NOON
 
 
@@ -309,6 +320,37 @@ def test_the_last_throttle_pauses_the_others(server: Server, caller: Caller) -> 
     assert [type(result) for result in results] == [ApiThrottledError, Page, Page]
     assert server.times[:2] == [0, 7]
     assert [time >= 7 for time in server.times[2:]] == [True]
+
+
+def test_a_throttle_for_too_long_ends_the_others(server: Server, caller: Caller) -> None:
+    """Requests that wait for their turn end with the same error, and wait no hour for it."""
+    server.answers = [error(429, Retry_After="3600"), OK]
+
+    results = caller.call(server.url, three_calls)
+
+    assert [type(result) for result in results] == [ApiThrottledError] * 3
+    assert len({str(result) for result in results}) == 1
+    assert len(server.targets) == 1
+    assert sum(caller.pace_time.waits) == 0
+
+
+def test_the_rate_of_a_token_is_learned(server: Server, caller: Caller) -> None:
+    """After a throttle the client tells the rate, per token; a later run starts just below it."""
+    server.answers = [*[OK] * 20, error(429), OK]
+
+    async def thirty_requests(
+        client: LinqClient, context: RequestContext
+    ) -> tuple[dict[Token, float], dict[Token, float]]:
+        client.set_rate(Token("other"), 40)
+        before = client.rates()
+        for page in range(30):
+            await client.list_chats(context, page + 1)
+        return before, client.rates()
+
+    before, after = caller.call(server.url, thirty_requests)
+
+    assert before == {Token("other"): pytest.approx(0.985 * 40)}
+    assert after[Token(TOKEN)] > 0
 
 
 def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:

@@ -1,426 +1,287 @@
-"""Pace: requests in flight, their spacing, and pauses after a throttle. Time is simulated."""
+"""Pace: requests in flight, their spacing, pauses after a throttle, and what limits allow.
+
+Time is virtual.
+"""
 
 import asyncio
-import heapq
 import itertools
-import random
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from etl.api.pace import RATE_SHARE, SHORTEST_PAUSE, Pace
+from etl.api.allowance import SHORTEST_PAUSE
+from etl.api.pace import Lane, Pace, Turn
+from etl.errors import ApiUnavailableError
+from tests.support.limited_api import Bucket, InFlight, Limit, Trial, Window
+from tests.support.virtual_time import clock, run
 
-WARM_UP = 100  # clean answers
-GAP = 1 / (RATE_SHARE * WARM_UP)  # the widest spacing after a warm-up and one throttle
-
-
-class FakeTime:
-    """Time that jumps to the next wake-up once every task sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._count = 0
-
-    def clock(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        wake = asyncio.get_running_loop().create_future()
-        self._count += 1
-        heapq.heappush(self._sleepers, (self.now + seconds, self._count, wake))
-        await wake
-
-    def run(self, *coroutines: Coroutine[Any, Any, None]) -> None:
-        """Run them concurrently to their end."""
-        asyncio.run(self._run(coroutines))
-
-    async def settle(self) -> None:
-        """Let every task run until it sleeps."""
-        for _ in range(50):
-            await asyncio.sleep(0)
-
-    async def _run(self, coroutines: tuple[Coroutine[Any, Any, None], ...]) -> None:
-        tasks = asyncio.gather(*coroutines)
-        await self.settle()
-        while not tasks.done():
-            assert self._sleepers, "a task waits forever"
-            self.now, _, wake = heapq.heappop(self._sleepers)
-            if not wake.done():
-                wake.set_result(None)
-            await self.settle()
-        await tasks
+Answer = Callable[[Turn], None]
 
 
 class Workers:
-    """Requests of equal latency under a pace; records their starts and the most in flight."""
+    """Requests of equal latency in one lane; records their starts and the most in flight."""
 
-    def __init__(
-        self, max_concurrency: int, max_per_second: float | None = None, *, latency: float = 1
-    ) -> None:
-        self.time = FakeTime()
-        self.latency = latency
-        self.pace = Pace(
-            max_concurrency, max_per_second, clock=self.time.clock, sleep=self.time.sleep
-        )
+    def __init__(self, max_concurrency: int = 8, per_second: float | None = None) -> None:
+        self.pace = Pace(max_concurrency, per_second, clock=clock)
         self.starts: list[float] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = 0
+        self.latency = 1.0
 
-    async def work(self, *, answered: bool = True) -> None:
-        async with self.pace.turn():
-            self.starts.append(self.time.now)
+    def run(self, *coroutines: Coroutine[Any, Any, None]) -> list[float]:
+        """Run them concurrently to their end; return the starts."""
+
+        async def run_all() -> None:
+            await asyncio.gather(*coroutines)
+
+        run(run_all())
+        return self.starts
+
+    async def work(self, lane: Lane, answer: Answer = Turn.answered) -> None:
+        async with lane.turn() as turn:
+            self.starts.append(clock())
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
-            await self.time.sleep(self.latency)
+            await asyncio.sleep(self.latency)
             self.in_flight -= 1
-            if answered:
-                self.pace.answered()
+            answer(turn)
 
-    async def at(self, seconds: float, coroutine: Coroutine[Any, Any, None]) -> None:
-        await self.time.sleep(seconds)
+    async def warm_up(self, lane: Lane) -> None:
+        """As many answers as allow every request in flight."""
+        for _ in range(8):
+            async with lane.turn() as turn:
+                turn.answered()
+
+    async def after(self, seconds: float, coroutine: Coroutine[Any, Any, None]) -> None:
+        await asyncio.sleep(seconds)
         await coroutine
 
-    async def throttle(self, seconds: float) -> None:
-        self.pace.throttled(seconds)
 
-    def warm_up(self) -> None:
-        """Record many clean answers."""
-        for _ in range(WARM_UP):
-            self.pace.answered()
-
-    async def answer(self, per_second: int, seconds: int) -> None:
-        """Record clean answers at an even rate."""
-        await self.time.sleep(0.5 / per_second)
-        for _ in range(per_second * seconds):
-            self.pace.answered()
-            await self.time.sleep(1 / per_second)
-
-    def gaps(self) -> list[float]:
-        """Times between one start and the next."""
-        return [later - start for start, later in itertools.pairwise(self.starts)]
+def say_nothing(_: Turn) -> None:
+    """The request failed in another way than by a throttle."""
 
 
-def sliding_window(allowance: int) -> Callable[[float], bool]:
-    """Allow a request unless `allowance` requests were allowed in the last second."""
-    allowed: deque[float] = deque(maxlen=allowance)
-
-    def allows(now: float) -> bool:
-        if len(allowed) == allowance and allowed[0] > now - 1:
-            return False
-        allowed.append(now)
-        return True
-
-    return allows
+def throttle(seconds: float | None) -> Answer:
+    return lambda turn: turn.throttled(seconds)
 
 
-def token_bucket(allowance: int) -> Callable[[float], bool]:
-    """Allow a request per token; `allowance` tokens arrive per second, and as many are kept."""
-    tokens, filled_at = float(allowance), 0.0
-
-    def allows(now: float) -> bool:
-        nonlocal tokens, filled_at
-        tokens = min(tokens + (now - filled_at) * allowance, allowance)
-        filled_at = now
-        if tokens < 1:
-            return False
-        tokens -= 1
-        return True
-
-    return allows
-
-
-class LimitedApi:
-    """An API that answers 429 without Retry-After, and its clients; records each answer."""
-
-    def __init__(self, allows: Callable[[float], bool], latency: float, seed: int = 1) -> None:
-        self.time = FakeTime()
-        self.pace = Pace(16, clock=self.time.clock, sleep=self.time.sleep)
-        self.allows = allows
-        self.latency = latency
-        self.random = random.Random(seed)
-        self.allowed: list[float] = []
-        self.refused: list[float] = []
-
-    def run(self, clients: int, seconds: float) -> None:
-        """Let each client make one request after another."""
-        self.time.run(*(self._ask_until(seconds) for _ in range(clients)))
-
-    async def _ask_until(self, end: float) -> None:
-        while self.time.now < end:
-            for attempt in itertools.count():
-                if await self._ask():
-                    break
-                longest = min(0.5 * 2**attempt, 30)
-                self.pace.throttled(self.random.uniform(0, longest))
-                await self.time.sleep(self.random.uniform(0, longest))
-
-    async def _ask(self) -> bool:
-        async with self.pace.turn():
-            await self.time.sleep(self.latency / 2)
-            allowed = self.allows(self.time.now)
-            (self.allowed if allowed else self.refused).append(self.time.now)
-            await self.time.sleep(self.latency / 2)
-            if allowed:
-                self.pace.answered()
-            return allowed
+# Before the first throttle
 
 
 def test_it_starts_with_one_request() -> None:
-    """Until the first clean answer, one request is in flight at a time."""
-    workers = Workers(8)
-
-    workers.time.run(*(workers.work(answered=False) for _ in range(4)))
-
-    assert workers.starts == [0, 1, 2, 3]
+    """Until the first answer, one request is in flight at a time."""
+    workers = Workers()
+    lane = workers.pace.lane()
+    assert workers.run(*(workers.work(lane, say_nothing) for _ in range(4))) == [0, 1, 2, 3]
 
 
 def test_each_answer_allows_two_more() -> None:
     """One request in flight, then three, then nine, up to the ceiling."""
     workers = Workers(12)
-
-    workers.time.run(*(workers.work() for _ in range(37)))
-
-    assert workers.starts == [0, *[1] * 3, *[2] * 9, *[3] * 12, *[4] * 12]
+    lane = workers.pace.lane()
+    starts = workers.run(*(workers.work(lane) for _ in range(37)))
+    assert starts == [0, *[1] * 3, *[2] * 9, *[3] * 12, *[4] * 12]
 
 
 @pytest.mark.parametrize("ceiling", [1, 3, 8])
-def test_the_ceiling_holds(ceiling: int) -> None:
-    """The requests in flight reach `max_concurrency` and never exceed it."""
+def test_the_ceiling_holds_over_all_tokens(ceiling: int) -> None:
+    """The requests in flight of two tokens together reach `max_concurrency`, and no more."""
     workers = Workers(ceiling)
-
-    workers.time.run(*(workers.work() for _ in range(50)))
-
+    lanes = [workers.pace.lane(), workers.pace.lane()]
+    workers.run(*(workers.work(lanes[number % 2]) for number in range(60)))
     assert workers.most_in_flight == ceiling
 
 
-def test_starts_are_spaced_evenly() -> None:
-    """`max_per_second` spaces the starts, however many requests may be in flight."""
-    workers = Workers(8, max_per_second=4)
-    workers.warm_up()
-
-    workers.time.run(*(workers.work() for _ in range(5)))
-
-    assert workers.starts == [0, 0.25, 0.5, 0.75, 1]
-
-
-def test_idle_time_does_not_allow_a_burst() -> None:
-    """After an idle time the starts are spaced as before."""
-    workers = Workers(8, max_per_second=2)
-    workers.warm_up()
-
-    workers.time.run(*(workers.at(10, workers.work()) for _ in range(3)))
-
-    assert workers.starts == [10, 10.5, 11]
+def test_max_per_second_spaces_the_starts_of_all_tokens() -> None:
+    """However many requests may be in flight; an idle time allows no burst."""
+    workers = Workers(per_second=2)
+    workers.latency = 0.01
+    lanes = [workers.pace.lane(), workers.pace.lane()]
+    works = [workers.work(lanes[number % 2]) for number in range(5)]
+    works += [workers.after(10, workers.work(lanes[number % 2])) for number in range(3)]
+    assert workers.run(*works) == [0, 0.5, 1, 1.5, 2, 10, 10.5, 11]
 
 
-def test_a_throttle_pauses_all_requests() -> None:
-    """During a pause no request starts, neither one that waits already nor a later one."""
-    workers = Workers(8)
-    workers.warm_up()
-
-    workers.time.run(
-        workers.throttle(30), workers.work(), workers.work(), workers.at(5, workers.work())
-    )
-
-    assert workers.starts[0] == 30
-    assert all(0 < gap < GAP + 1e-9 for gap in workers.gaps())
-    assert len(workers.starts) == 3
+# After a throttle
 
 
-def test_a_pause_delays_requests_that_already_wait() -> None:
-    """A request that waits for its spaced start waits for the pause as well."""
-    workers = Workers(8, max_per_second=0.5)
-    workers.warm_up()
-
-    workers.time.run(workers.work(), workers.work(), workers.at(1, workers.throttle(9)))
-
-    assert workers.starts == [0, 10]
+def test_a_throttle_pauses_its_token_alone() -> None:
+    """No request of the token starts meanwhile, neither a waiting one nor a later one."""
+    workers = Workers()
+    throttled, other = workers.pace.lane(), workers.pace.lane()
+    works = [workers.work(throttled, throttle(30)), workers.work(throttled)]
+    works += [workers.after(5, workers.work(throttled)), workers.after(6, workers.work(other))]
+    assert workers.run(*works) == [0, 6, 31, pytest.approx(32, abs=0.5)]
 
 
 def test_the_longest_pause_counts() -> None:
-    """A shorter pause does not end a longer one."""
-    workers = Workers(8)
+    """Requests in flight together report one throttle; a shorter pause ends no longer one."""
+    workers = Workers()
+    lane = workers.pace.lane()
+    seconds = itertools.chain([5.0, 30.0, 5.0], itertools.repeat(0.0))
 
-    workers.time.run(workers.throttle(30), workers.throttle(5), workers.work())
+    async def three_throttles() -> None:
+        await workers.warm_up(lane)
+        answers = (workers.work(lane, throttle(next(seconds))) for _ in range(3))
+        await asyncio.gather(*answers)
+        await workers.work(lane)
 
-    assert workers.starts == [30]
-
-
-def test_starts_are_spaced_after_a_pause() -> None:
-    """Requests that waited for the end of a pause do not start all at once."""
-    workers = Workers(8, max_per_second=2)
-    workers.warm_up()
-
-    workers.time.run(
-        *(workers.work() for _ in range(4)),
-        workers.throttle(10),
-    )
-
-    assert workers.starts == [0, 10, 10.5, 11]
+    assert workers.run(three_throttles())[-1] == 31
 
 
-def test_throttles_of_one_moment_are_one() -> None:
-    """Simultaneous throttles halve the limit once, even without a time to wait."""
-    workers = Workers(8)
-    workers.warm_up()
-
-    workers.time.run(
-        *(workers.throttle(0) for _ in range(8)),
-        *(workers.work(answered=False) for _ in range(8)),
-    )
-
-    at_once = [start for start in workers.starts if start < 1]
-    assert len(at_once) == 4
+def test_one_request_tries_whether_the_pause_is_over() -> None:
+    """Without Retry-After the pause is short, and twice as long after each further throttle."""
+    workers = Workers()
+    workers.latency = 0.0
+    lane = workers.pace.lane()
+    answers = [*[throttle(None)] * 4, Turn.answered, Turn.answered]
+    starts = workers.run(*(workers.work(lane, answer) for answer in answers))
+    pauses = [later - start for start, later in itertools.pairwise(starts)][:4]
+    assert pauses == pytest.approx([SHORTEST_PAUSE * 2**number for number in range(4)])
+    assert workers.most_in_flight == 1
 
 
-def test_throttles_of_two_moments_are_two() -> None:
-    """A later throttle halves the limit again, even without a time to wait."""
-    workers = Workers(8)
-    workers.warm_up()
-
-    workers.time.run(
-        *(workers.at(step, workers.throttle(0)) for step in range(2)),
-        *(workers.at(10, workers.work(answered=False)) for _ in range(4)),
-    )
-
-    assert min(workers.starts) == 10
-    assert workers.starts == pytest.approx([10, 10, 11, 11], abs=2 * GAP)
-    assert all(gap > 0 for gap in workers.gaps())
+def test_a_throttle_long_ago_is_no_limit() -> None:
+    """One throttle after the first requests slows no more than the next minute."""
+    workers = Workers()
+    workers.latency = 0.05
+    lane = workers.pace.lane()
+    answers = [Turn.answered, throttle(1), *[Turn.answered] * 600]
+    starts = workers.run(*(workers.work(lane, answer) for answer in answers))
+    in_the_second_minute = sum(60 < start < 61 for start in starts)
+    assert starts[-1] < 120
+    assert in_the_second_minute > 5 or starts[-1] < 60
 
 
-def test_a_throttle_halves_the_limit_once_a_pause() -> None:
-    """Several throttles during one pause halve the limit once; afterwards it grows slowly."""
-    workers = Workers(8)
-    workers.warm_up()
-
-    workers.time.run(
-        workers.throttle(10),
-        workers.throttle(10),
-        workers.throttle(10),
-        *(workers.work() for _ in range(4 + 4 + 5)),
-    )
-
-    assert min(workers.starts) == 10
-    assert workers.starts == pytest.approx([*[10] * 4, *[11] * 4, *[12] * 5], abs=5 * GAP)
-    assert all(gap > 0 for gap in workers.gaps())
+def test_refusals_at_random_do_not_stop_the_run() -> None:
+    """An API that refuses every tenth request at any rate is not asked ever more slowly."""
+    workers = Workers()
+    workers.latency = 0.05
+    lane = workers.pace.lane()
+    answers = [throttle(None) if number % 10 == 9 else Turn.answered for number in range(1000)]
+    assert workers.run(*(workers.work(lane, answer) for answer in answers))[-1] < 300
 
 
-def test_a_second_pause_halves_again_down_to_one() -> None:
-    """Repeated throttles leave one request in flight, never none."""
-    workers = Workers(4)
-    workers.warm_up()
-
-    workers.time.run(
-        *(workers.at(2 * step, workers.throttle(1)) for step in range(5)),
-        *(workers.at(20, workers.work(answered=False)) for _ in range(3)),
-    )
-
-    assert workers.starts == [20, 21, 22]
+def test_the_rate_is_none_without_a_throttle() -> None:
+    """There is nothing to remember for the next run."""
+    workers = Workers()
+    lane = workers.pace.lane()
+    workers.run(*(workers.work(lane) for _ in range(20)))
+    assert lane.rate is None
 
 
-def test_a_throttle_sets_the_rate_below_what_was_answered() -> None:
-    """After a throttle the rate is 95 % of the answers of the last second."""
-    workers = Workers(16, latency=0.01)
-
-    workers.time.run(
-        workers.answer(40, seconds=3),
-        workers.at(3, workers.throttle(0)),
-        *(workers.at(3, workers.work()) for _ in range(10)),
-    )
-
-    assert workers.starts[0] == pytest.approx(3 + SHORTEST_PAUSE)
-    assert workers.gaps() == pytest.approx([1 / 38] * 9, rel=0.01)
+@pytest.mark.parametrize("learned", [0.0, -1.0, float("nan"), float("inf"), 1e300, 1e-300])
+def test_nonsense_is_not_learned(learned: float) -> None:
+    """A rate that no run can have learned is ignored."""
+    assert Workers().pace.lane(learned).rate is None
 
 
-def test_a_throttle_soon_after_another_lowers_the_rate_by_a_quarter_at_most() -> None:
-    """Answers missing because of a pause do not lower the rate further."""
-    workers = Workers(16, latency=0.01)
-
-    workers.time.run(
-        workers.answer(40, seconds=1),
-        *(workers.at(seconds, workers.throttle(1)) for seconds in (1, 2.5)),
-        *(workers.at(3, workers.work()) for _ in range(5)),
-    )
-
-    assert workers.starts[0] == 3.5
-    assert workers.gaps() == pytest.approx([1 / (38 * 0.8 * 0.95)] * 4, rel=0.02)
-
-
-def test_a_single_throttle_costs_little() -> None:
-    """Without another throttle, the rate exceeds its old value after five seconds."""
-    workers = Workers(16, latency=0.01)
-
-    workers.time.run(
-        workers.answer(40, seconds=1),
-        workers.at(1, workers.throttle(0)),
-        *(workers.at(1, workers.work()) for _ in range(300)),
-    )
-
-    starts = Counter(int(start) - 1 for start in workers.starts)
-    assert 35 <= starts[0] <= 38
-    assert starts[5] > 40
-    assert sum(starts[second] for second in range(5)) > 0.95 * 40 * 5
-    assert all(later <= gap + 1e-9 for gap, later in itertools.pairwise(workers.gaps()))
-
-
-@pytest.mark.parametrize("pause", [0, 30])
-def test_the_ceiling_of_the_rate_holds_after_a_throttle(pause: float) -> None:
-    """The rate grows back to `max_per_second` and no further."""
-    workers = Workers(16, max_per_second=20, latency=0.01)
-
-    workers.time.run(
-        workers.answer(40, seconds=1),
-        workers.at(1, workers.throttle(pause)),
-        *(workers.at(1, workers.work()) for _ in range(150)),
-    )
-
-    assert min(workers.gaps()) == pytest.approx(1 / 20)
-    assert workers.gaps()[-50:] == pytest.approx([1 / 20] * 50)
-
-
-@pytest.mark.parametrize("latency", [0.002, 0.1])
-@pytest.mark.parametrize("limiter", [sliding_window, token_bucket])
-def test_an_allowance_is_used_with_few_throttles(
-    limiter: Callable[[int], Callable[[float], bool]], latency: float
-) -> None:
-    """At least 85 % of 50 requests a second are used; at most 5 % of requests are throttled."""
-    api = LimitedApi(limiter(50), latency)
-
-    api.run(clients=16, seconds=20)
-
-    used = sum(time < 20 for time in api.allowed)
-    assert used >= 0.85 * 50 * 20
-    assert len(api.refused) <= 0.05 * (len(api.allowed) + len(api.refused))
+# Failures
 
 
 def test_a_turn_that_fails_is_given_back() -> None:
     """After an error inside a turn, the next request starts."""
     workers = Workers(1)
+    lane = workers.pace.lane()
 
     async def fail() -> None:
         with pytest.raises(RuntimeError):
-            async with workers.pace.turn():
+            async with lane.turn():
                 raise RuntimeError
 
-    workers.time.run(fail(), workers.work())
-
-    assert workers.starts == [0]
+    assert workers.run(fail(), workers.work(lane)) == [0]
 
 
 def test_a_cancelled_wait_is_given_back() -> None:
     """A request cancelled while it waits does not block the others."""
     workers = Workers(1)
+    lane = workers.pace.lane()
 
     async def give_up() -> None:
-        waiting = asyncio.ensure_future(workers.work())
-        await workers.time.settle()
+        waiting = asyncio.ensure_future(workers.work(lane))
+        await asyncio.sleep(0.5)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
-    workers.time.run(workers.throttle(60), give_up(), workers.at(1, workers.work()))
+    works = [workers.work(lane, throttle(60)), give_up(), workers.after(1, workers.work(lane))]
+    assert workers.run(*works) == [0, 61]
 
-    assert workers.starts == [60]
+
+def test_a_stop_ends_every_wait() -> None:
+    """Requests that wait for a pause, for room or for others end with the error within a second."""
+    workers = Workers(1)
+    lane = workers.pace.lane()
+
+    async def stop() -> None:
+        await asyncio.sleep(2)
+        workers.pace.stop(ApiUnavailableError("nobody is answered"))
+
+    async def wait() -> None:
+        with pytest.raises(ApiUnavailableError, match="nobody is answered"):
+            await workers.work(lane)
+        assert 2 <= clock() <= 3
+
+    workers.run(workers.work(lane, throttle(250)), stop(), *(wait() for _ in range(20)))
+    assert workers.starts == [0]
+
+
+# Limits. `python -m tests.support.limited_api` prints many more.
+
+RATES = (5, 20, 50)
+WINDOWS = [Window(rate, seconds) for rate in RATES for seconds in (10, 60) if rate * seconds < 2000]
+SHORT_WINDOWS = [Window(rate, 1, offset) for rate in RATES for offset in (0.0, 0.37)]
+BUCKETS = [*(Bucket(rate, rate) for rate in RATES), Bucket(20, 4), Bucket(50, 10)]
+
+
+@pytest.mark.parametrize("latency", [0.03, 0.1])
+@pytest.mark.parametrize(
+    ("limit", "retry_after"),
+    [
+        *((limit, False) for limit in (*WINDOWS, *SHORT_WINDOWS, *BUCKETS)),
+        *((limit, True) for limit in WINDOWS),
+    ],
+    ids=str,
+)
+def test_what_is_allowed_is_used(limit: Limit, retry_after: bool, latency: float) -> None:
+    """At least 85 % of it after a window of learning, 91 % by the next run; 6 % are refused."""
+    window = limit.seconds if isinstance(limit, Window) else 0.0
+    requests = max(600, int(3.4 * limit.per_second(latency) * window))
+    first = Trial(limit, latency, 0.2, retry_after).run(requests)
+    second = Trial(limit, latency, 0.2, retry_after, seed=2).run(requests, first.learned)
+    assert first.used_after(window) >= 0.85
+    assert second.used >= 0.91
+    assert max(first.throttled, second.throttled) <= 0.06
+
+
+@pytest.mark.parametrize("limit", [*SHORT_WINDOWS, *BUCKETS, Bucket(2, 1), Bucket(5, 1)], ids=str)
+def test_a_pause_in_whole_seconds_costs_little(limit: Limit) -> None:
+    """An API that recovers at once and still asks to wait for a second."""
+    first = Trial(limit, 0.03, 0.2, retry_after=True).run(600)
+    second = Trial(limit, 0.03, 0.2, retry_after=True, seed=2).run(600, first.learned)
+    assert first.used >= 0.75
+    assert second.used >= 0.88
+    assert max(first.throttled, second.throttled) <= 0.05
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+@pytest.mark.parametrize(("retry_after", "used"), [(False, 0.75), (True, 0.6)])
+def test_a_limit_on_requests_in_flight_is_learned(
+    most: int, retry_after: bool, used: float
+) -> None:
+    """Most of it is used from the first run on, and more by the next one."""
+    first = Trial(InFlight(most), 0.1, 0.2, retry_after).run(600)
+    second = Trial(InFlight(most), 0.1, 0.2, retry_after, seed=2).run(600, first.learned)
+    assert first.used >= used
+    assert second.used >= 0.8
+    assert max(first.throttled, second.throttled) <= 0.05
+
+
+@pytest.mark.parametrize("rate", [1, 2, 5])
+@pytest.mark.parametrize("retry_after", [False, True])
+def test_a_slow_api_without_burst(rate: int, retry_after: bool) -> None:
+    """One request at a time, a second or less apart: few are refused, none again and again."""
+    trial = Trial(Bucket(rate, 1), 0.03, 0.2, retry_after).run(400)
+    assert trial.used >= 0.85
+    assert trial.throttled <= 0.06
+    assert trial.most_refusals <= 5

@@ -14,6 +14,7 @@ from tenacity import RetryCallState, Retrying
 
 from etl.api.client import LinqClient, RequestContext
 from etl.api.models import ApiUsage, Chat, Page
+from etl.api.pace import Pace
 from etl.api.retry import TransientError, Tries
 from etl.api.transport import Transport
 from etl.config import Api, Token
@@ -110,6 +111,42 @@ def test_a_suspension_costs_no_answer_but_the_present_one(server: Server, caller
     assert [page.chats for page in pages] == [(Chat(1),)] * 5
 
 
+def test_after_a_failure_no_old_connection_is_used(caller: Caller) -> None:
+    """If one connection has gone silent, the idle ones have as well: the next try opens another."""
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(OK.body), OK.body)
+    asked_twice = 0
+    connections: set[asyncio.Task[None] | None] = set()
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked_twice
+        connections.add(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(body)
+        if await reader.read(1):
+            asked_twice += 1
+            await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    async def read_all() -> ApiUsage:
+        async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            api = Api(base_url=url, timeout_seconds=0.3, max_attempts=2)
+            context = RequestContext(A, Token(TOKEN))
+            async with LinqClient(api, Pace(8), clock=caller.clock) as client:
+                await list_chats(client, context)
+                three = (list_chats(client, context) for _ in range(3))
+                await asyncio.gather(*three)
+                await list_chats(client, context)
+                usage = client.usage[A]
+            await asyncio.gather(*filter(None, connections))
+            return usage
+
+    usage = asyncio.run(read_all())
+    assert asked_twice == usage.retries == 2
+
+
 # An API that answers nobody
 
 
@@ -125,7 +162,8 @@ def test_an_api_that_answers_nobody_ends_all_requests(server: Server, caller: Ca
     failures = caller.call(server.url, ask_for_many, max_attempts=3, max_concurrency=2)
     assert [type(failure) for failure in failures] == [ApiUnavailableError] * 50
     assert all("HTTP 503" in str(failure) for failure in failures)
-    assert caller.usage.requests < 50
+    assert caller.usage.requests < 50 * 3
+    assert len({str(failure) for failure in failures}) == 1
 
 
 def test_a_long_wait_is_of_one_request(server: Server, caller: Caller) -> None:
@@ -173,7 +211,7 @@ def test_throttles_cost_no_tries_while_others_get_through(
     """Twenty throttles between the answers of other requests do not use up three tries."""
     times = iter(range(1000))
     answered = [-1.0]
-    request = Tries(3, lambda: answered[0], lambda: float(next(times)), since=0.0)
+    request = Tries(3, lambda: answered[0], lambda: float(next(times)), began=0.0)
     state = RetryCallState(Retrying(), None, (), {})
     for number in range(1, 21):
         if others_get_through:
