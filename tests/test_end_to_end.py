@@ -42,12 +42,13 @@ def test_a_faulty_api_is_stored_exactly_and_once(database_url: str) -> None:
 
 
 def test_a_throttling_api_is_waited_for(tmp_path: Path) -> None:
-    """A 429 is no failure: the request is sent again when Retry-After says."""
+    """Requests are sent again when Retry-After says; the next run knows the rate allowed."""
     url, world = f"sqlite:///{tmp_path}/linq.db", build_world(numbers=[A], chats_per_number=20)
     with Sandbox(world, faults=Faults(rate_limit=1, retry_after="seconds")) as sandbox:
         env = environment(sandbox, url, A, LINQ_ETL_API__PER_PAGE="10")
         done = linq_etl("sync", "--json", env=env)
     assert (done.code, done.data["throttled"] > 0) == (0, True)
+    assert len(select(url, "SELECT * FROM api_pace")) == 1
     assert stored(url) == held(world, [A])
 
 

@@ -12,6 +12,7 @@ from etl import log
 from etl.api.client import LinqClient, RequestContext
 from etl.config import Config, PhoneNumber, Token
 from etl.db import run_log
+from etl.db.api_pace import read_rates, write_rates
 from etl.db.engine import clock_of
 from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
 from etl.db.transactions import Transactions
@@ -103,7 +104,9 @@ class _Run:
         for phone_number, holder in claim.busy.items():
             self._fail(phone_number, BusyError(str(holder)))
         try:
-            await self._sync_all([n for n in numbers if n.e164 in claim.held], claim)
+            held = [number for number in numbers if number.e164 in claim.held]
+            await self._set_rates(held)
+            await self._sync_all(held, claim)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -146,9 +149,11 @@ class _Run:
     async def close(self, outcome: RunOutcome) -> Record:
         """Write the run's end to the run log and return its record."""
         run_id, now = self._context.run_id, self._context.clock()
+        base_url, rates = self._context.config.api.base_url, self._context.client.rates()
 
         def finish(connection: Connection) -> Record | None:
             run_log.finish(connection, run_id, outcome, now)
+            write_rates(connection, base_url, rates, now)
             return run_log.get_run(connection, run_id)
 
         return await self._context.transactions.write(finish) or {}
@@ -165,6 +170,17 @@ class _Run:
         others = sorted(filter(None, reached - known))
         self._left_out = len(others[MAX_REACHED:])
         return [PhoneNumber(number) for number in others[:MAX_REACHED]]
+
+    async def _set_rates(self, numbers: Sequence[PhoneNumber]) -> None:
+        """Start each token with the rate that an earlier run learned."""
+        context = self._context
+        tokens = {number.token or context.config.token for number in numbers} - {None}
+        base_url, now = context.config.api.base_url, context.clock()
+        rates = await context.transactions.read(
+            lambda c: read_rates(c, base_url, [*filter(None, tokens)], now)
+        )
+        for token, rate in rates.items():
+            context.client.set_rate(token, rate)
 
     async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
         async with asyncio.TaskGroup() as background:

@@ -7,7 +7,7 @@ from multiprocessing.synchronize import Barrier
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import BigInteger, Column, Engine, Integer, Table, insert, inspect, text
+from sqlalchemy import BigInteger, Column, Double, Engine, Integer, Table, insert, inspect, text
 
 from etl.db import run_log, schema, tables
 from etl.db.engine import open_engine, writing
@@ -77,7 +77,7 @@ def add_a_row_to_every_table(engine: Engine) -> None:
 def example(column: Column[Any]) -> object:
     if isinstance(column.type, UtcDateTime):
         return NOON
-    return 1 if isinstance(column.type, BigInteger | Integer | BigKey) else A
+    return 1 if isinstance(column.type, BigInteger | Integer | BigKey | Double) else A
 
 
 def execute(engine: Engine, *statements: str) -> None:

@@ -59,6 +59,7 @@ class MemoryClient(LinqClient):
     def __init__(self, world: World, number: str, *, per_page: int) -> None:
         # Not LinqClient's own __init__, which loads the TLS certificates: too slow for thousands.
         self.usage = defaultdict(ApiUsage)
+        self._lanes = {}
         self.world = world
         self.number = number
         self.per_page = per_page

@@ -1,0 +1,50 @@
+"""The tables, and the values of their status columns.
+
+The comments are the data dictionary that analysts read in the database and in the documentation.
+"""
+
+from etl.db.tables.base import REVISION, VERSION_TABLE, metadata
+from etl.db.tables.chats import (
+    EventKind,
+    chat_events,
+    chat_handles,
+    chat_message_counts,
+    chat_phone_numbers,
+    chats,
+    phone_numbers,
+)
+from etl.db.tables.runs import (
+    COUNTS,
+    Completeness,
+    Status,
+    api_pace,
+    number_leases,
+    rejected_records,
+    run_fences,
+    sync_run_numbers,
+    sync_runs,
+)
+from etl.db.tables.views import VIEWS
+
+__all__ = [
+    "COUNTS",
+    "REVISION",
+    "VERSION_TABLE",
+    "VIEWS",
+    "Completeness",
+    "EventKind",
+    "Status",
+    "api_pace",
+    "chat_events",
+    "chat_handles",
+    "chat_message_counts",
+    "chat_phone_numbers",
+    "chats",
+    "metadata",
+    "number_leases",
+    "phone_numbers",
+    "rejected_records",
+    "run_fences",
+    "sync_run_numbers",
+    "sync_runs",
+]

@@ -1,0 +1,22 @@
+"""What all tables share."""
+
+from typing import Final
+
+from sqlalchemy import MetaData
+
+# A later migration can drop only a constraint with a name; SQLite gives none by itself.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+# Not Alembic's default name, which another project in the same database may use.
+VERSION_TABLE: Final = "linq_etl_alembic_version"
+
+# The newest migration: it results in these tables.
+REVISION: Final = "0008_api_pace"

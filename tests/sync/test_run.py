@@ -1,0 +1,51 @@
+"""What a run leaves for the next one."""
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.config import Token
+from etl.db.tables import sync_runs
+from tests.support.account import Account, Api
+from tests.support.builders import Rows, config_with
+
+LEARNED = 12.5  # requests a second
+
+
+class ThrottlingApi(Api):
+    """Every run learns the same rate; `started_with` are the rates set at the start of the last."""
+
+    started_with: dict[Token, float]
+
+    def set_rate(self, token: Token, requests_per_second: float) -> None:
+        self.started_with[token] = requests_per_second
+
+    def rates(self) -> dict[Token, float]:
+        token = config_with().token
+        return {token: LEARNED} if token else {}
+
+
+@pytest.fixture
+def account(engine: Engine, rows: Rows) -> Account:
+    account = Account(engine, rows)
+    account.api = ThrottlingApi(account.world)
+    account.api.started_with = {}
+    return account
+
+
+@pytest.mark.parametrize("ending", ["succeeded", "failed", "interrupted"])
+def test_a_run_starts_with_the_rate_that_the_one_before_learned(
+    account: Account, ending: str
+) -> None:
+    """However that run ended."""
+    api = account.api
+    assert isinstance(api, ThrottlingApi)
+    if ending == "interrupted":
+        account.interrupt(after_pages=1)
+    else:
+        api.good_pages = 1 if ending == "failed" else api.good_pages
+        account.sync()
+    assert [row["status"] for row in account.rows(sync_runs)] == [ending]
+    assert api.started_with == {}
+    api.good_pages = 100
+    account.sync()
+    assert list(api.started_with.values()) == [LEARNED]
