@@ -21,13 +21,12 @@ import click
 from msgspec import Meta, Struct
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy import Column, Table, inspect
+from sqlalchemy import Column, Table
 
 from etl import config, errors
 from etl.api.models import Chat, Page
 from etl.cli.main import cli
-from etl.db import schema, tables
-from etl.db.engine import open_engine
+from etl.db import tables
 from etl.sync.budget import BoundedFetch
 from etl.sync.seen import ChatIds
 from etl.sync.walk import walk
@@ -191,31 +190,14 @@ _PARTICIPANT = ("chat_handles", "phone_number")  # not a configured number
 
 
 def _tables() -> Iterator[str]:
-    for table in tables.metadata.tables.values():
-        yield f"\n### {table.name}\n\n{table.comment}\n"
+    for table in (*tables.metadata.tables.values(), *tables.views.tables.values()):
+        kind = " (view)" if table.name in tables.views.tables else ""
+        yield f"\n### {table.name}{kind}\n\n{table.comment}\n"
         yield "| column | type | |"
         yield "|---|---|---|"
         for column in table.columns:
             key = " (key)" if column.primary_key else ""
             yield f"| `{column.name}`{key} | {_type(column)} | {column.comment} |"
-    columns = _view_columns()
-    for name, comment in tables.VIEWS.items():
-        yield f"\n### {name} (view)\n\n{comment}\n\nColumns: {columns[name]}."
-
-
-@cache
-def _view_columns() -> dict[str, str]:
-    """By view, as the migrations make it."""
-    with TemporaryDirectory() as folder:
-        engine = open_engine(f"sqlite:///{folder}/linq.db")
-        schema.upgrade(engine)
-        inspector = inspect(engine)
-        found = {name: inspector.get_columns(name) for name in tables.VIEWS}
-        engine.dispose()
-    return {
-        name: ", ".join(f"`{column['name']}`" for column in columns)
-        for name, columns in found.items()
-    }
 
 
 def _entities() -> Iterator[str]:

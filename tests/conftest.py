@@ -130,7 +130,7 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            names = ", ".join(metadata.tables)
+            names = ", ".join(metadata.tables.keys() - {"data_dictionary"})
             connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
             connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
     yield opened

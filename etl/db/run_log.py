@@ -5,7 +5,7 @@ A run's row is written before its first request. The next run closes the rows of
 
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -32,6 +32,7 @@ from etl.db.tables import (
     COUNTS,
     Completeness,
     Status,
+    number_status,
     phone_numbers,
     sync_run_numbers,
     sync_runs,
@@ -61,13 +62,9 @@ class LeaseHolder:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The numbers that a run may write, and the runs that hold the others.
-
-    `loaded`: the numbers whose list had been read to the end before this run.
-    """
+    """The numbers that a run may write, and the runs that hold the others."""
 
     held: frozenset[str]
-    loaded: frozenset[str]
     busy: Mapping[str, LeaseHolder]
 
 
@@ -151,7 +148,7 @@ def claim(
 
     Writes nothing the second time.
     """
-    loaded = _remember_numbers(connection, numbers, now)
+    _remember_numbers(connection, numbers, now)
     wanted = [number.e164 for number in numbers]
     holders = leases.take(connection, run_id, wanted)
     busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in holders.items()}
@@ -167,7 +164,7 @@ def claim(
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
-    return Claim(held=held, loaded=held & loaded, busy=busy)
+    return Claim(held=held, busy=busy)
 
 
 def add_counts(
@@ -223,6 +220,16 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
         return None
     unproved = row.completeness in {"consistent", "unproved"}
     return LastWalk(row.run_id, row.total_count) if unproved else None
+
+
+def last_reads(connection: Connection, numbers: Collection[str]) -> dict[str, datetime]:
+    """By number, when the last run began that read its whole list."""
+    query = (
+        select(number_status.c.phone_number, sync_runs.c.started_at)
+        .join(sync_runs, sync_runs.c.id == number_status.c.run_id)
+        .where(number_status.c.phone_number.in_(sorted(numbers)))
+    )
+    return {row.phone_number: row.started_at for row in connection.execute(query)}
 
 
 def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
@@ -351,8 +358,8 @@ def _as_busy(holder: LeaseHolder, now: datetime) -> Record:
 
 def _remember_numbers(
     connection: Connection, numbers: Sequence[PhoneNumber], now: datetime
-) -> frozenset[str]:
-    """Store the numbers and their labels; return the numbers that were loaded before."""
+) -> None:
+    """Store the numbers and their labels."""
     known = {row.phone_number: row for row in connection.execute(select(phone_numbers))}
     new = [
         {"phone_number": number.e164, "label": number.label, "first_seen_at": now}
@@ -369,7 +376,6 @@ def _remember_numbers(
                 .where(phone_numbers.c.phone_number == number.e164)
                 .values(label=number.label)
             )
-    return frozenset(number for number, row in known.items() if row.first_loaded_at)
 
 
 def _update_number(run_id: int, phone_number: str) -> Update:

@@ -24,8 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import NoSuchTableError
 
 from etl.db.backends import backend
+from etl.db.dictionary import write_dictionary
 from etl.db.engine import reading, writing
-from etl.db.tables import REVISION, VERSION_TABLE, VIEWS, metadata
+from etl.db.tables import REVISION, VERSION_TABLE, metadata, views
 from etl.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ def upgrade(engine: Engine) -> str:
     from alembic import command
 
     with _migrating(engine) as config:
-        if usable_revision(config.attributes["connection"]) != REVISION:
+        connection = config.attributes["connection"]
+        if usable_revision(connection) != REVISION:
             command.upgrade(config, "head")
+        write_dictionary(connection)
     return REVISION
 
 
@@ -189,7 +192,7 @@ def usable_revision(connection: Connection) -> str | None:
     if revision is None:
         catalog = inspect(connection)
         found = {*catalog.get_table_names(), *catalog.get_view_names()}
-        if taken := sorted(found & {*metadata.tables, *VIEWS}):
+        if taken := sorted(found & {*metadata.tables, *views.tables}):
             raise SchemaError(
                 "the database has tables of another program with the names that this one needs "
                 f"({', '.join(taken)}): use another database"

@@ -17,10 +17,10 @@ from etl.db.store.batch import ObservedPage
 from etl.db.store.removals import CHUNK, Removals, known_chats
 from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
-from etl.phone import e164_or_none
 from etl.sync.budget import BoundedFetch, Budget, BudgetSpentError
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
 from etl.sync.progress import Progress
+from etl.sync.reach import UNREACHED, Reach
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, read_range, walk
 from etl.sync.writer import Writer
@@ -54,28 +54,21 @@ class RunContext:
     client: LinqClient
     writer: Writer
     budget: Budget
+    reach: Reach
     progress: Progress
     run_id: int
     clock: Callable[[], datetime]
 
 
 class NumberSync:
-    """One number in a run. Without `emit_created`, new chats get no `created` event."""
+    """One number in a run."""
 
-    def __init__(
-        self,
-        context: RunContext,
-        options: RunOptions,
-        request: RequestContext,
-        *,
-        emit_created: bool,
-    ) -> None:
+    def __init__(self, context: RunContext, options: RunOptions, request: RequestContext) -> None:
         assert request.phone_number  # noqa: S101  # only the run itself has requests without one
         self._context = context
         self._options = options
         self._request = request
         self._phone_number = request.phone_number
-        self._emit_created = emit_created
         self._width = 2 * context.config.api.max_concurrency
         self._rejected = 0
         self._retries_charged = 0
@@ -105,8 +98,10 @@ class NumberSync:
         proved = self._options.prove and not stopped and await self._prove(ids, verdict)
         withheld = None if stopped else await self._settle_missing(ids, verdict)
         proves = last_walk and ids.count_seen_in_both_walks() == last_walk.total_count
-        reasons = dict.fromkeys([self._spent, withheld, None if proved else verdict.reason])
-        incomplete = stopped or self._spent or withheld or self._rejected
+        unreached = None if stopped or await self._is_reached() else UNREACHED
+        unproved = None if proved else verdict.reason
+        reasons = dict.fromkeys([self._spent, withheld, unreached, unproved])
+        incomplete = stopped or self._spent or withheld or unreached or self._rejected
         return NumberOutcome(
             self._phone_number,
             "partial" if incomplete else "succeeded",
@@ -185,16 +180,19 @@ class NumberSync:
         """Why removals are withheld for this number, if the token does not reach it now."""
         try:
             self._charge()
-            numbers = await self._context.client.list_phone_numbers(self._request)
+            numbers = await self._context.reach.list_numbers(self._request)
         except BudgetSpentError as error:
             return str(error)
         except (RequestRefusedError, TokenRefusedError):
             return None  # A token may list chats but not numbers: then the question has no answer.
         except ApiUnavailableError:
             return "whether the token still reaches the number is unknown; removals are withheld"
-        if self._phone_number in {e164_or_none(number.phone_number) for number in numbers}:
+        if self._phone_number in numbers:
             return None
         return f"the token's numbers do not include this one; {_ALLOW}"
+
+    async def _is_reached(self) -> bool:
+        return await self._context.reach.includes(self._phone_number, self._request.token)
 
     async def _get_chat(self, chat_id: int) -> Chat | Rejected | None:
         self._charge()
@@ -213,9 +211,7 @@ class NumberSync:
             observed_at=observed_at,
             size=4 * len(msgspec.json.encode(chat)),
         )
-        await self._context.writer.put(
-            ObservedPage(self._phone_number, page, self._emit_created, listed=False)
-        )
+        await self._context.writer.put(ObservedPage(self._phone_number, page, listed=False))
 
     # A page range
 
@@ -276,7 +272,7 @@ class NumberSync:
 
     async def _deliver(self, page: Page) -> None:
         self._rejected += len(page.rejected)
-        await self._context.writer.put(ObservedPage(self._phone_number, page, self._emit_created))
+        await self._context.writer.put(ObservedPage(self._phone_number, page))
         self._context.progress.page_read(self._phone_number, page)
 
 

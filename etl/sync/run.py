@@ -12,16 +12,17 @@ from etl import log
 from etl.api.client import LinqClient, RequestContext
 from etl.config import Config, PhoneNumber, Token
 from etl.db import run_log
-from etl.db.api_pace import read_rates, write_rates
 from etl.db.engine import clock_of
-from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.db.run_log import NumberOutcome, Record, RunOutcome
+from etl.db.tokens import read_rates, write_rates
 from etl.db.transactions import Transactions
 from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
-from etl.phone import e164_or_none, shortened
+from etl.phone import shortened
 from etl.sync.budget import Budget
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
+from etl.sync.reach import Reach
 from etl.sync.writer import Writer
 
 MAX_REACHED = 10_000  # phone numbers beside the configured ones
@@ -53,7 +54,11 @@ async def sync(
     transactions.run_id = run_id
     writer = Writer(transactions, run_id, clock, client.usage)
     budget = Budget(config.sync.max_requests)
-    context = RunContext(config, transactions, client, writer, budget, progress, run_id, clock)
+    tokens = {number.e164: number.token or config.token for number in options.numbers}
+    reach = Reach(client, transactions, budget, config.api, tokens, clock)
+    context = RunContext(
+        config, transactions, client, writer, budget, reach, progress, run_id, clock
+    )
     run = _Run(context, options, lease_keeper)
     try:
         await run.run()
@@ -106,7 +111,7 @@ class _Run:
         try:
             held = [number for number in numbers if number.e164 in claim.held]
             await self._set_rates(held)
-            await self._sync_all(held, claim)
+            await self._sync_all(held)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -164,10 +169,8 @@ class _Run:
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
         self._context.budget.take()
-        listed = await self._context.client.list_phone_numbers(RequestContext(None, token))
-        reached = {e164_or_none(number.phone_number) for number in listed} - {None}
-        known = {number.e164 for number in self._options.numbers}
-        others = sorted(filter(None, reached - known))
+        reached = await self._context.reach.list_numbers(RequestContext(None, token))
+        others = sorted(reached - {number.e164 for number in self._options.numbers})
         self._left_out = len(others[MAX_REACHED:])
         return [PhoneNumber(number) for number in others[:MAX_REACHED]]
 
@@ -182,7 +185,7 @@ class _Run:
         for token, rate in rates.items():
             context.client.set_rate(token, rate)
 
-    async def _sync_all(self, numbers: Sequence[PhoneNumber], claim: Claim) -> None:
+    async def _sync_all(self, numbers: Sequence[PhoneNumber]) -> None:
         async with asyncio.TaskGroup() as background:
             helpers = [
                 background.create_task(self._context.writer.run()),
@@ -192,22 +195,21 @@ class _Run:
             remaining = iter(numbers)
             async with asyncio.TaskGroup() as syncs:
                 for _ in range(3 * self._context.config.api.max_concurrency - 2):
-                    syncs.create_task(self._sync_each(remaining, claim))
+                    syncs.create_task(self._sync_each(remaining))
             await self._context.writer.drain()
             for helper in helpers:
                 helper.cancel()
 
-    async def _sync_each(self, numbers: Iterator[PhoneNumber], claim: Claim) -> None:
+    async def _sync_each(self, numbers: Iterator[PhoneNumber]) -> None:
         """Sync one number after another; the failure of one does not stop the others."""
         for number in numbers:
-            outcome = await self._sync_number(number, emit_created=number.e164 in claim.loaded)
+            outcome = await self._sync_number(number)
             await self._context.writer.put(outcome)
 
-    async def _sync_number(self, number: PhoneNumber, *, emit_created: bool) -> NumberOutcome:
+    async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
         try:
             request = RequestContext(number.e164, self._token(number))
-            one = NumberSync(self._context, self._options, request, emit_created=emit_created)
-            outcome = await one.run()
+            outcome = await NumberSync(self._context, self._options, request).run()
         except EtlError as error:
             return self._fail(number.e164, error)
         except Exception as error:  # noqa: BLE001  # a bug that one number triggers

@@ -22,6 +22,7 @@ from etl.db.engine import clock_of
 from etl.db.store.batch import Observation
 from etl.db.store.diff import StoredChat, diff
 from etl.db.store.read import read_chats
+from etl.db.store.watch import UNWATCHED
 from etl.db.tables import chat_phone_numbers, chats
 from etl.db.transactions import Transactions
 from etl.errors import ConfigError, EtlError, RequestRefusedError
@@ -123,7 +124,7 @@ def compare(
         yield Mismatch(row.id, ("id",), explained=False)
     elif row.removed_at:
         yield Mismatch(row.id, ("removed_at",), explained=False)
-    elif fields := diff(stored, _observation(chat, phone_number, now)).fields:
+    elif fields := diff(stored, _observation(chat, phone_number, now), UNWATCHED).fields:
         yield Mismatch(row.id, tuple(fields), _is_explained(stored, chat))
 
 
@@ -155,7 +156,7 @@ def _log_coefficient(n: int, k: int) -> float:
 
 
 def _observation(chat: Chat, phone_number: str, now: datetime) -> Observation:
-    return Observation(chat, chat.digest, phone_number, emit_created=False, observed_at=now)
+    return Observation(chat, chat.digest, phone_number, observed_at=now)
 
 
 def _readable_numbers(config: Config, tokens: Mapping[str, Token]) -> Sequence[str] | None:

@@ -1,4 +1,4 @@
-"""The rate that the API allows each token, with which the next run begins."""
+"""What is known of each token: its rate, and whether it reaches the configured numbers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,19 +21,32 @@ def upgrade() -> None:
         sa.Column(
             "requests_per_second",
             sa.Double(),
-            nullable=False,
-            comment="What the API allowed the token at the end of the run.",
+            comment="What the API allowed the token at the end of a run. Null if it never throttled.",
         ),
         sa.Column(
             "observed_at",
             sa.DateTime(timezone=True),
-            nullable=False,
-            comment="The end of the last run that observed it.",
+            comment="The end of the last run that observed the rate.",
+        ),
+        sa.Column(
+            "numbers_listed_at",
+            sa.DateTime(timezone=True),
+            comment="When the API was last asked which numbers the token reaches.",
         ),
         sa.PrimaryKeyConstraint("fingerprint", name="pk_api_pace"),
-        comment="Internal: the rate with which the next run begins; runs of the last week count.",
+        comment="Internal: what is known of a token. The next run begins with its rate.",
+    )
+
+    op.add_column(
+        "phone_numbers",
+        sa.Column(
+            "unreached_since",
+            sa.DateTime(timezone=True),
+            comment="Since when List Phone Numbers does not name this number for its token. Null if it does, or if that is not known.",
+        ),
     )
 
 
 def downgrade() -> None:
+    op.drop_column("phone_numbers", "unreached_since")
     op.drop_table("api_pace")

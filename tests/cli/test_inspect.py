@@ -9,6 +9,7 @@ import pytest
 
 from etl import __version__
 from etl.cli.inspect import with_age
+from etl.db.tables import views
 from etl.sandbox import Sandbox, build_world
 from tests.cli.conftest import Synced
 from tests.support.command import A, B, call, environment, execute
@@ -61,13 +62,16 @@ OLDER_OR_NEWER = {
 }
 
 
+DROP_VIEWS = [f"DROP VIEW {name}" for name in views.tables]
+
+
 @pytest.fixture(params=OLDER_OR_NEWER)
 def other_schema(request: pytest.FixtureRequest, database_url: str) -> dict[str, str]:
     """An environment with a synced database whose schema another version has made."""
     with Sandbox(build_world(numbers=[A], chats_per_number=5)) as sandbox:
         env = environment(sandbox, database_url, A)
         assert call("sync", env=env).code == 0
-    for statement in ("DROP VIEW current_participants", *OLDER_OR_NEWER[request.param]):
+    for statement in (*DROP_VIEWS, *OLDER_OR_NEWER[request.param]):
         execute(database_url, statement)
     return env
 
@@ -97,8 +101,8 @@ def test_a_run_log_that_cannot_be_read(
     """Exit code 6 and a sentence about the versions."""
     shutil.copy(synced.url.removeprefix("sqlite:///"), tmp_path / "linq.db")
     url = "sqlite:///linq.db"
-    execute(url, "DROP VIEW messages_per_day")
-    execute(url, "DROP VIEW current_participants")
+    for drop in DROP_VIEWS:
+        execute(url, drop)
     execute(url, "UPDATE linq_etl_alembic_version SET version_num = '9999'")
     execute(url, "ALTER TABLE sync_runs RENAME COLUMN id TO run_number")
     execute(url, statement)

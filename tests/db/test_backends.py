@@ -16,7 +16,7 @@ NAMES = ("id", "display_name", "extra", "first_seen_at", "changed_at")
 def insert_chats(engine: Engine, ids: range) -> None:
     database = backend(engine.dialect)
     with writing(engine) as connection:
-        time, json = database.encoders()
+        time, _, json = database.encoders()
         extra = json('{"a":[1,"é"]}')
         rows = ((i, f"'{i}'\t\\", extra if i % 2 else None, time(NOON), time(NOON)) for i in ids)
         database.insert_rows(connection, chats, NAMES, rows)
@@ -65,7 +65,7 @@ def test_an_upsert_updates_and_inserts(engine: Engine, rows: Rows, count: int) -
     insert_chats(engine, range(0, count, 2))
     database = backend(engine.dialect)
     with writing(engine) as connection:
-        time, json = database.encoders()
+        time, _, json = database.encoders()
         later = time(minute(1))
         given = [(i, "new", json("[]"), later, later) for i in range(count)]
         database.upsert_rows(connection, chats, NAMES, given, kept=("first_seen_at",))

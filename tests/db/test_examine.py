@@ -208,7 +208,7 @@ def test_only_the_owner_can_upgrade(role_database: RoleDatabase) -> None:
         "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}",
     )
     (problem,) = problems(role_database.role_url)
-    assert "because it does not own chat_events, chat_handles, " in problem
+    assert "because it does not own api_pace, chat_events, chat_handles, " in problem
     assert problems(role_database.role_url, LINQ_ETL_DATABASE__AUTO_UPGRADE="false") == [
         f"revision {revision}; run `linq-etl db upgrade`"
     ]

@@ -71,7 +71,7 @@ def child(program: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
 def test_free_numbers_are_taken(engine: Engine) -> None:
     """The first run holds every number that it claims."""
     run_id, claim = start_run(engine, A, B)
-    assert claim == Claim(held=frozenset({A, B}), loaded=frozenset(), busy={})
+    assert claim == Claim(held=frozenset({A, B}), busy={})
     assert holders(engine) == {A: run_id, B: run_id}
 
 
@@ -94,7 +94,7 @@ def test_a_held_number_names_its_holder(engine: Engine) -> None:
 def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
     """Its claim is empty."""
     _, claim = start_run(engine)
-    assert claim == Claim(held=frozenset(), loaded=frozenset(), busy={})
+    assert claim == Claim(held=frozenset(), busy={})
 
 
 def test_a_released_number_is_free(engine: Engine) -> None:

@@ -117,7 +117,7 @@ def test_only_the_owner_changes_the_schema(role_database: RoleDatabase) -> None:
     assert refused.code == 6
     assert (
         f"Role {role_database.role} may not change the schema, because it does not own table "
-        "api_pace. Run the `linq-etl db` commands as the role that owns it."
+        "data_dictionary. Run the `linq-etl db` commands as the role that owns it."
     ) in refused.stderr
 
 

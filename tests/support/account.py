@@ -30,6 +30,7 @@ class Api(MemoryClient):
         super().__init__(world, A, per_page=4)
         self.asked: list[int] = []
         self.reached = world.numbers
+        self.listings = 0  # of phone numbers
         self.refuses_numbers = False
         self.hides_numbers = False
         self.good_pages = UNLIMITED
@@ -58,6 +59,7 @@ class Api(MemoryClient):
         return await super().get_chat(context, chat_id)
 
     async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
+        self.listings += 1
         await super().list_phone_numbers(context)
         if self.refuses_numbers:
             raise RequestRefusedError("forbidden", status=403, code="forbidden")

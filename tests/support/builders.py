@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine, Table, update
 
 from etl.api.decode import decode_page
 from etl.config import Config, PhoneNumber, load_config
@@ -16,7 +16,14 @@ from etl.db import leases, run_log
 from etl.db.engine import writing
 from etl.db.run_log import Claim
 from etl.db.store.batch import ObservedPage
-from etl.db.tables import chat_events, chat_handles, chat_message_counts, chat_phone_numbers, chats
+from etl.db.tables import (
+    chat_events,
+    chat_handles,
+    chat_message_counts,
+    chat_phone_numbers,
+    chats,
+    phone_numbers,
+)
 
 Row = dict[str, Any]
 Rows = Callable[[Table], list[Row]]
@@ -71,7 +78,6 @@ def observed_page(
     phone_number: str = A,
     at: datetime = NOON,
     page_number: int = 1,
-    emit_created: bool = False,
     listed: bool = True,
 ) -> ObservedPage:
     """The last page of a number's list, with these records."""
@@ -82,7 +88,7 @@ def observed_page(
         "per_page": 100,
     }
     body = json.dumps({"data": records, "meta": meta}).encode()
-    return ObservedPage(phone_number, decode_page(body, page_number, at), emit_created, listed)
+    return ObservedPage(phone_number, decode_page(body, page_number, at), listed)
 
 
 # Rows as the `rows` fixture reads them
@@ -129,13 +135,21 @@ def count_row(
     message_count: int | None = 1,
     *,
     run_id: int = 1,
+    gained: int | None = None,
+    since: datetime | None = None,
 ) -> Row:
+    """A count; with `since`, `gained` messages since then."""
+    days = since and (observed_at.astimezone(UTC).date() - since.astimezone(UTC).date()).days + 1
     return row_of(
         chat_message_counts,
         chat_id=chat_id,
         observed_at=observed_at,
         message_count=message_count,
         run_id=run_id,
+        gained=gained,
+        gained_since=since,
+        observed_on=observed_at.astimezone(UTC).date(),
+        spread_days=days,
     )
 
 
@@ -174,3 +188,10 @@ def close_dead_runs(engine: Engine, now: datetime) -> list[int]:
     with writing(engine) as connection:
         dead = leases.dead_runs(connection, now)
         return [run_id for run_id in dead if run_log.abandon(connection, run_id, now)]
+
+
+def load_numbers(engine: Engine, *numbers: str, at: datetime | None = NOON) -> None:
+    """Let these numbers be loaded since then, so that changes of their chats are recorded."""
+    loaded = update(phone_numbers).where(phone_numbers.c.phone_number.in_(numbers))
+    with writing(engine) as connection:
+        connection.execute(loaded.values(first_loaded_at=at))

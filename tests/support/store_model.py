@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from etl.db.store.batch import ObservedPage
+from etl.db.store.watch import Watch
 from tests.support.builders import Row, count_row, event_row, link_row, observed_page
 
 # Names in the API's records, and the columns that hold them.
@@ -29,27 +30,22 @@ class ModelPage:
 
     phone_number: str
     at: datetime
-    emit_created: bool
     records: Sequence[Row]
 
     def observed(self) -> ObservedPage:
-        return observed_page(
-            *self.records,
-            phone_number=self.phone_number,
-            at=self.at,
-            emit_created=self.emit_created,
-        )
+        return observed_page(*self.records, phone_number=self.phone_number, at=self.at)
 
 
 @dataclass
 class Model:
-    """The rows that the tables should hold, by key."""
+    """The rows that the tables should hold, by key; `loaded` says since when numbers are loaded."""
 
     chats: dict[int, Row] = field(default_factory=dict)
     handles: dict[tuple[int, int], Row] = field(default_factory=dict)
     links: dict[tuple[str, int], Row] = field(default_factory=dict)
     message_counts: list[Row] = field(default_factory=list)
     events: list[Row] = field(default_factory=list)
+    loaded: Mapping[str, datetime] = field(default_factory=dict)
 
     def store(self, batch: Sequence[ModelPage]) -> None:
         latest, listed = {}, {}
@@ -57,7 +53,8 @@ class Model:
             latest.update({record["id"]: (record, page) for record in page.records})
             listed.update({(page.phone_number, record["id"]): page.at for record in page.records})
         for record, page in latest.values():
-            self.store_chat(record, page.at, emit_created=page.emit_created)
+            watch = self._watch(record["id"], [number for number, i in listed if i == record["id"]])
+            self.store_chat(record, page.at, watch)
         for key, at in listed.items():
             row = link_row(*key, first_seen_at=at)
             self.links.setdefault(key, row)["removed_at"] = None
@@ -68,12 +65,37 @@ class Model:
         for row in self.links.values():
             row.update(removed_at=at)
 
-    def store_chat(self, record: Row, at: datetime, *, emit_created: bool) -> None:
+    def _watch(self, chat_id: int, listing: Sequence[str]) -> Watch:
+        if chat_id in self.chats:
+            links = [self.links.get((number, chat_id)) for number in self.loaded]
+            times = [row["first_seen_at"] for row in links if row]
+        else:
+            times = [self.loaded[number] for number in listing if number in self.loaded]
+        return Watch(is_on=bool(times), same_until=max(times, default=None))
+
+    def store_chat(self, record: Row, at: datetime, watch: Watch) -> None:
         chat_id, old = record["id"], self.chats.get(record["id"])
         new = self.chats[chat_id] = _merged(old, record, CHAT_NAMES, at, {"id": chat_id})
-        if old is None or old["message_count"] != new["message_count"]:
-            self.message_counts.append(count_row(chat_id, at, new["message_count"]))
-        if old is None and emit_created:
+        self._store_count(old, new, at, watch)
+        events = [*self.events]
+        self._store_events(old, new, record, at)
+        if not watch.is_on:
+            self.events = events
+
+    def _store_count(self, old: Row | None, new: Row, at: datetime, watch: Watch) -> None:
+        before, after = old["message_count"] if old else 0, new["message_count"]
+        if old and before == after:
+            return
+        row = count_row(new["id"], at, after)
+        if watch.same_until and None not in (before, after):
+            since = max(old["changed_at"], watch.same_until) if old else watch.same_until
+            gained = max(after - before, 0)
+            row = count_row(new["id"], at, after, gained=gained, since=min(since, at))
+        self.message_counts.append(row)
+
+    def _store_events(self, old: Row | None, new: Row, record: Row, at: datetime) -> None:
+        chat_id = new["id"]
+        if old is None:
             self._add_event("created", at, chat_id)
         if old and old["removed_at"]:
             self._add_event("restored", at, chat_id)

@@ -5,7 +5,7 @@ is opened, so that one database's driver is not needed for another.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, cast
@@ -20,9 +20,10 @@ Outage = Literal["conflict", "unavailable"]
 
 
 class Encoders(NamedTuple):
-    """Functions that turn a time, and a JSON text, into the value that is written."""
+    """Functions that turn a time, a date and a JSON text into the value that is written."""
 
     time: Callable[[datetime], Any]
+    date: Callable[[date], Any]
     json: Callable[[str], Any]
 
 
@@ -61,6 +62,9 @@ class Backend(Protocol):
 
         Changes nothing.
         """
+
+    def comment_on_views(self, connection: Connection, views: Iterable[Table]) -> None:
+        """Store the comments of the views and of their columns, if the database can."""
 
     def server_time(self, connection: Connection) -> datetime | None:
         """The server's time; None if the database runs in this process."""

@@ -232,9 +232,27 @@ _OTHERS: Final = (
 )
 
 
+def comment_on_views(connection: Connection, views: Iterable[Table]) -> None:
+    """Comments are literals, because COMMENT takes no parameters."""
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor() as cursor:
+        for view in views:
+            name = sql.Identifier(view.name)
+            on_view = sql.SQL("COMMENT ON VIEW {} IS {}")
+            cursor.execute(on_view.format(name, sql.Literal(view.comment)))
+            on_column = sql.SQL("COMMENT ON COLUMN {}.{} IS {}")
+            for each in view.columns:
+                column_name, comment = sql.Identifier(each.name), sql.Literal(each.comment)
+                cursor.execute(on_column.format(name, column_name, comment))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
 def encoders() -> Encoders:
-    """psycopg encodes times itself."""
-    return Encoders(time=lambda time: time, json=lambda text: Jsonb(text, dumps=str))
+    """psycopg encodes times and dates itself."""
+    return Encoders(time=_same, date=_same, json=lambda text: Jsonb(text, dumps=str))
 
 
 def id_table(ids: Iterable[int]) -> Subquery:

@@ -171,8 +171,12 @@ def lock_holders(connection: Connection) -> list[str]:  # noqa: ARG001
 
 
 def encoders() -> Encoders:
-    """Times as SQLAlchemy stores them, JSON as text."""
-    return Encoders(time=_time_text, json=str)
+    """Times and dates as SQLAlchemy stores them, JSON as text."""
+    return Encoders(time=_time_text, date=str, json=str)
+
+
+def comment_on_views(connection: Connection, views: Iterable[Table]) -> None:
+    """SQLite has no comments."""
 
 
 def id_table(ids: Iterable[int]) -> Subquery:

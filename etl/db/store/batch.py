@@ -20,29 +20,25 @@ class Observation(Struct, frozen=True, gc=False):
     chat: Chat
     digest: int
     counted_for: str
-    emit_created: bool
     observed_at: datetime
 
 
 @dataclass(frozen=True)
 class ObservedPage:
-    """A page of a number's list. With `emit_created`, its new chats get a `created` event.
+    """A page of a number's list.
 
     Unless `listed`, its chats were asked for one by one, which does not put them in the list.
     """
 
     phone_number: str
     page: Page
-    emit_created: bool
     listed: bool = True
 
     @cached_property
     def observations(self) -> list[Observation]:
         """The page's chats, each with its digest."""
         return [
-            Observation(
-                chat, chat.digest, self.phone_number, self.emit_created, self.page.observed_at
-            )
+            Observation(chat, chat.digest, self.phone_number, self.page.observed_at)
             for chat in self.page.chats
         ]
 

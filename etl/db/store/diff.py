@@ -2,8 +2,7 @@
 
 The rules: a field that the API left out keeps its stored value. A chat without a list of
 participants keeps them; from a list, a missing participant has left. A removed chat or participant
-that is observed again is restored. A chat's first row gets a `created` event only after its
-number's first full read.
+that is observed again is restored. Only a chat that is watched gets events and gains.
 """
 
 import json
@@ -16,6 +15,7 @@ from msgspec import UNSET, Struct
 
 from etl.api.models import Chat, Handle
 from etl.db.store.batch import Observation
+from etl.db.store.watch import Watch
 from etl.db.tables import EventKind
 
 CHAT_FIELDS: Final = ("display_name", "service", "is_group", "message_count", "extra")
@@ -69,17 +69,25 @@ class Event(NamedTuple):
     new: str | None = None
 
 
+class Count(NamedTuple):
+    """A chat's message count; `gained` messages since `gained_since`, both None if not known."""
+
+    message_count: int | None
+    gained: int | None = None
+    gained_since: datetime | None = None
+
+
 class Diff(Struct, gc=False):
     """What an observation changes: rows to write and events, with the run log's counts.
 
-    `fields` names the columns that differ; `chat_handles` stands for participants who joined or
-    left.
+    `count` is None if the message count is as before. `fields` names the columns that differ;
+    `chat_handles` stands for participants who joined or left.
     """
 
     observation: Observation
     chat: ChatRow | None = None
     handles: Sequence[HandleRow] = ()
-    new_message_count: bool = False
+    count: Count | None = None
     events: tuple[Event, ...] = ()
     fields: tuple[str, ...] = ()
     chats_inserted: int = 0
@@ -89,14 +97,16 @@ class Diff(Struct, gc=False):
     handles_removed: int = 0
 
 
-def diff(stored: StoredChat | None, observation: Observation) -> Diff:
+def diff(stored: StoredChat | None, observation: Observation, watch: Watch) -> Diff:
     """Compare; `stored` is None for a chat that has no row yet."""
     if stored is None:
-        return _diff_new(observation)
+        return _diff_new(observation, watch)
     found = Diff(observation)
-    _compare_chat(found, stored.row)
+    _compare_chat(found, stored.row, watch)
     if observation.chat.handles is not None:
         _compare_handles(found, stored.handles)
+    if not watch.is_on:
+        found.events = ()
     outdated_digest = stored.row.digest != observation.digest
     if found.chat is None and outdated_digest and (found.handles or stored.row.digest is None):
         found.chat = _with_digest(stored.row, observation.digest)
@@ -112,8 +122,9 @@ def is_newer(stored: StoredChat, observation: Observation, now: datetime) -> boo
     return any(observation.observed_at < at <= now for at in times)
 
 
-def _diff_new(observation: Observation) -> Diff:
+def _diff_new(observation: Observation, watch: Watch) -> Diff:
     chat, at = observation.chat, observation.observed_at
+    message_count = None if chat.message_count is UNSET else chat.message_count
     handles = [
         HandleRow(chat.id, handle.id, at, None, *_none_if_unset(_handle_values(handle)))
         for handle in _distinct(chat.handles or ())
@@ -122,14 +133,26 @@ def _diff_new(observation: Observation) -> Diff:
         observation,
         chat=ChatRow(chat.id, at, None, observation.digest, *_none_if_unset(_chat_values(chat))),
         handles=handles,
-        new_message_count=True,
-        events=(Event("created"),) if observation.emit_created else (),
+        count=_count(0, message_count, at, watch.same_until, watch),
+        events=(Event("created"),) if watch.is_on else (),
         chats_inserted=1,
         handles_inserted=len(handles),
     )
 
 
-def _compare_chat(found: Diff, row: ChatRow) -> None:
+def _count(
+    before: int | None,
+    after: int | None,
+    at: datetime,
+    same_until: datetime | None,
+    watch: Watch,
+) -> Count:
+    if not watch.is_on or same_until is None or before is None or after is None:
+        return Count(after)
+    return Count(after, max(after - before, 0), min(same_until, at))
+
+
+def _compare_chat(found: Diff, row: ChatRow, watch: Watch) -> None:
     observation = found.observation
     before = _chat_values(row)
     after = _said_or_stored(_chat_values(observation.chat), before)
@@ -138,7 +161,10 @@ def _compare_chat(found: Diff, row: ChatRow) -> None:
         return
     found.chat = ChatRow(row.id, observation.observed_at, None, observation.digest, *after)
     found.chats_updated = 1
-    found.new_message_count = "message_count" in differing
+    if "message_count" in differing:
+        same_until = max(row.changed_at, watch.same_until or row.changed_at)
+        at, after_count = observation.observed_at, found.chat.message_count
+        found.count = _count(row.message_count, after_count, at, same_until, watch)
     events = [
         Event(_EVENT_KINDS[name], _text(old), _text(new))
         for name, old, new in zip(CHAT_FIELDS, before, after, strict=True)

@@ -11,6 +11,7 @@ from etl.db.store.batch import ObservedPage, latest_observations, split_new_and_
 from etl.db.store.diff import Diff, diff, is_newer
 from etl.db.store.memberships import store_memberships
 from etl.db.store.read import read_chats
+from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
 from etl.db.tables import rejected_records
 
@@ -30,12 +31,16 @@ def store_pages(
 ) -> Counts:
     """Write what the pages change; return the run log's counts."""
     new, changed = split_new_and_changed(connection, latest_observations(pages))
-    stored = read_chats(connection, [each.chat.id for each in changed])
-    diffs = [diff(None, each) for each in new]
+    watches = watch_new(connection, pages, new)
+    diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
+    changed_ids = [each.chat.id for each in changed]
+    stored = read_chats(connection, changed_ids)
+    watches = watch_stored(connection, changed_ids)
     for observation in changed:
-        before = stored[observation.chat.id]
-        if not is_newer(before, observation, now):
-            diffs.append(diff(before, observation))
+        chat_id = observation.chat.id
+        if not is_newer(stored[chat_id], observation, now):
+            watch = watches.get(chat_id, UNWATCHED)
+            diffs.append(diff(stored[chat_id], observation, watch))
     write_diffs(connection, diffs, run_id)
     store_memberships(connection, pages, now)
     rejected = _store_rejected(connection, pages, run_id)

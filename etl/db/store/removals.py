@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, insert, select, update
 
+from etl.db.store.watch import watch_stored
 from etl.db.tables import chat_events, chat_phone_numbers, chats
 
 CHUNK = 5000  # ids in one statement
@@ -74,7 +75,10 @@ def _mark(
 def _remove_unlisted(
     connection: Connection, chat_ids: Sequence[int], run_id: int, at: datetime
 ) -> int:
-    """Mark those of the chats that no number lists, with an event each; return how many."""
+    """Mark those of the chats that no number lists; return how many.
+
+    Each gets an event, unless it was listed only by numbers that are not loaded yet.
+    """
     listed = exists().where(_links.c.chat_id == chats.c.id, _links.c.removed_at.is_(None))
     unlisted = select(chats.c.id).where(
         chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None), ~listed
@@ -84,8 +88,9 @@ def _remove_unlisted(
         of_removed = chats.c.id.in_(removed)
         connection.execute(update(chats).where(of_removed).values(removed_at=at, changed_at=at))
         event = {"run_id": run_id, "observed_at": at, "kind": "removed"}
-        rows = [{**event, "chat_id": chat_id} for chat_id in removed]
-        connection.execute(insert(chat_events), rows)
+        watched = watch_stored(connection, removed)
+        if rows := [{**event, "chat_id": chat_id} for chat_id in removed if chat_id in watched]:
+            connection.execute(insert(chat_events), rows)
     return len(removed)
 
 

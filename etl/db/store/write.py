@@ -1,6 +1,7 @@
 """Write the rows of many diffs, each table in one go: chats before their participants."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC
 
 from sqlalchemy import Connection
 
@@ -10,7 +11,16 @@ from etl.db.tables import chat_events, chat_handles, chat_message_counts, chats
 
 _CHAT = ("id", *CHAT_FIELDS, "first_seen_at", "changed_at", "removed_at", "digest")
 _HANDLE = ("chat_id", "id", *HANDLE_FIELDS, "first_seen_at", "changed_at", "removed_at")
-_COUNT = ("chat_id", "observed_at", "message_count", "run_id")
+_COUNT = (
+    "chat_id",
+    "observed_at",
+    "message_count",
+    "run_id",
+    "gained",
+    "gained_since",
+    "observed_on",
+    "spread_days",
+)
 _EVENT = ("run_id", "observed_at", "chat_id", "kind", "old_value", "new_value")
 
 
@@ -37,7 +47,7 @@ def write_diffs(connection: Connection, diffs: Sequence[Diff], run_id: int) -> N
 
 
 def _chat_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
-    time, json = encode
+    time, _, json = encode
     for row in (each.chat for each in diffs if each.chat):
         at = time(row.changed_at)
         yield (
@@ -55,7 +65,7 @@ def _chat_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
 
 
 def _handle_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
-    time, json = encode
+    time, _, json = encode
     for each in diffs:
         at = time(each.observation.observed_at)
         for row in each.handles:
@@ -74,9 +84,19 @@ def _handle_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
 
 def _count_rows(diffs: Iterable[Diff], encode: Encoders, run_id: int) -> Iterator[Row]:
     for each in diffs:
-        if each.new_message_count and each.chat:
-            observed_at = encode.time(each.observation.observed_at)
-            yield each.chat.id, observed_at, each.chat.message_count, run_id
+        if each.count:
+            count, at = each.count, each.observation.observed_at
+            since, day = count.gained_since, at.astimezone(UTC).date()
+            yield (
+                each.observation.chat.id,
+                encode.time(at),
+                count.message_count,
+                run_id,
+                count.gained,
+                None if since is None else encode.time(since),
+                encode.date(day),
+                None if since is None else (day - since.astimezone(UTC).date()).days + 1,
+            )
 
 
 def _event_rows(diffs: Iterable[Diff], encode: Encoders, run_id: int) -> Iterator[Row]:

@@ -24,13 +24,12 @@ from etl.db.tables.runs import (
     sync_run_numbers,
     sync_runs,
 )
-from etl.db.tables.views import VIEWS
+from etl.db.tables.views import data_dictionary, number_status, views
 
 __all__ = [
     "COUNTS",
     "REVISION",
     "VERSION_TABLE",
-    "VIEWS",
     "Completeness",
     "EventKind",
     "Status",
@@ -40,11 +39,14 @@ __all__ = [
     "chat_message_counts",
     "chat_phone_numbers",
     "chats",
+    "data_dictionary",
     "metadata",
     "number_leases",
+    "number_status",
     "phone_numbers",
     "rejected_records",
     "run_fences",
     "sync_run_numbers",
     "sync_runs",
+    "views",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Date, ForeignKey, Index, Integer, Table, Text
 
 from etl.db.tables.base import metadata
 from etl.db.types import BigKey, Json, UtcDateTime
@@ -32,6 +32,12 @@ phone_numbers = Table(
         UtcDateTime,
         comment="When its list was first read to the end. Null until then. Chats found by a "
         "number's first full read get no `created` event.",
+    ),
+    Column(
+        "unreached_since",
+        UtcDateTime,
+        comment="Since when List Phone Numbers does not name this number for its token. Null if it "
+        "does, or if that is not known.",
     ),
     comment="One row per phone number that was ever configured.",
 )
@@ -145,6 +151,31 @@ chat_message_counts = Table(
     Column("observed_at", UtcDateTime, primary_key=True, comment="When the count was read."),
     Column("message_count", BigInteger, comment="The count from then on."),
     Column("run_id", BigKey, nullable=False, comment="The run that read the count."),
+    Column(
+        "gained",
+        BigInteger,
+        comment="Messages gained since the count before; 0 if the count fell. The first count, for "
+        "a chat that is new in the list of a number. Null if not known, and during first loads.",
+    ),
+    Column(
+        "gained_since",
+        UtcDateTime,
+        comment="The messages were gained after this time: the chat had been read since without "
+        "them, or was not listed. Null if gained is null.",
+    ),
+    Column(
+        "observed_on",
+        Date,
+        nullable=False,
+        index=True,
+        comment="The UTC date of observed_at. Filter by it to read a range of days fast.",
+    ),
+    Column(
+        "spread_days",
+        Integer,
+        comment="UTC days from gained_since to observed_at, both counted: 1 if all was gained on "
+        "observed_on. Null if gained is null.",
+    ),
     sqlite_with_rowid=False,
     comment="A chat's message count over time: its first value, then one row per change.",
 )

@@ -129,6 +129,7 @@ sync_run_numbers = Table(
     Column("error_kind", Text, comment="As in sync_runs, for this number."),
     Column("error_detail", Text, comment="The error as a sentence."),
     Index(None, "phone_number", "run_id"),
+    Index(None, "phone_number", "completeness", "run_id"),
     comment="The run log per phone number, and how completely its list was read.",
 )
 
@@ -198,14 +199,13 @@ api_pace = Table(
     Column(
         "requests_per_second",
         Double,
-        nullable=False,
-        comment="What the API allowed the token at the end of the run.",
+        comment="What the API allowed the token at the end of a run. Null if it never throttled.",
     ),
+    Column("observed_at", UtcDateTime, comment="The end of the last run that observed the rate."),
     Column(
-        "observed_at",
+        "numbers_listed_at",
         UtcDateTime,
-        nullable=False,
-        comment="The end of the last run that observed it.",
+        comment="When the API was last asked which numbers the token reaches.",
     ),
-    comment="Internal: the rate with which the next run begins; runs of the last week count.",
+    comment="Internal: what is known of a token. The next run begins with its rate.",
 )

@@ -18,7 +18,7 @@ from etl.db.tables import (
     chat_phone_numbers,
     chats,
 )
-from tests.support.builders import A, B, Row, Rows, minute, start_run, without
+from tests.support.builders import A, B, Row, Rows, load_numbers, minute, start_run, without
 
 DATA_TABLES = (chats, chat_handles, chat_phone_numbers, chat_message_counts, chat_events)
 EVENING = minute(600)
@@ -27,7 +27,7 @@ Events = Callable[[], list[Row]]
 
 
 class Store(Protocol):
-    """Stores pages in one transaction of run 1, which holds the numbers A and B."""
+    """Stores pages in one transaction of run 1; their numbers are loaded at noon, by then."""
 
     def __call__(self, *pages: ObservedPage, now: datetime = EVENING) -> Counts: ...
 
@@ -42,7 +42,9 @@ def run_id(engine: Engine) -> int:
 def store(engine: Engine, run_id: int) -> Store:
     def store(*pages: ObservedPage, now: datetime = EVENING) -> Counts:
         with writing(engine) as connection:
-            return store_pages(connection, pages, run_id=run_id, now=now)
+            counts = store_pages(connection, pages, run_id=run_id, now=now)
+        load_numbers(engine, *{page.phone_number for page in pages})
+        return counts
 
     return store
 

@@ -9,12 +9,11 @@ from sqlalchemy import Engine, delete
 from etl.db.engine import writing
 from etl.db.tables import chat_events, chat_handles, chat_message_counts, chat_phone_numbers, chats
 from tests.db.store.conftest import DATA_TABLES, Store, remove_everything
-from tests.support.builders import A, B, Rows, minute, without
+from tests.support.builders import A, B, Rows, load_numbers, minute, without
 from tests.support.store_model import CHAT_RECORDS, Model, ModelPage
 
-PAGES = st.tuples(
-    st.sampled_from([A, B]), st.integers(0, 3), st.booleans(), st.lists(CHAT_RECORDS, max_size=4)
-)
+PAGES = st.tuples(st.sampled_from([A, B]), st.integers(0, 3), st.lists(CHAT_RECORDS, max_size=4))
+BEFORE = minute(-60)
 # None stands for the removal of everything.
 HISTORIES = st.lists(st.none() | st.lists(PAGES, min_size=1, max_size=3), max_size=5)
 # With a database, explaining a failure takes a minute, and the shrunk history shows it as well.
@@ -27,9 +26,9 @@ def test_any_sequence_of_batches_follows_the_rules(
     """All rows of all tables are as in the model."""
 
     @settings(max_examples=75 if engine.dialect.name == "sqlite" else 20, phases=PHASES)
-    @given(HISTORIES)
-    def check(history: list[Any]) -> None:
-        model = Model()
+    @given(HISTORIES, st.sets(st.sampled_from([A, B])))
+    def check(history: list[Any], loaded: set[str]) -> None:
+        model = Model(loaded=dict.fromkeys(loaded, BEFORE))
         with writing(engine) as connection:
             for table in reversed(DATA_TABLES):
                 connection.execute(delete(table))
@@ -40,9 +39,11 @@ def test_any_sequence_of_batches_follows_the_rules(
                 model.remove_everything(minute(start))
                 continue
             pages = [
-                ModelPage(phone_number, minute(start + after), emit_created, records)
-                for phone_number, after, emit_created, records in batch
+                ModelPage(phone_number, minute(start + after), records)
+                for phone_number, after, records in batch
             ]
+            load_numbers(engine, A, B, at=None)
+            load_numbers(engine, *loaded, at=BEFORE)
             store(*(page.observed() for page in pages))
             model.store(pages)
         assert rows(chats) == [model.chats[key] for key in sorted(model.chats)]

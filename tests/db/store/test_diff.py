@@ -10,7 +10,8 @@ from msgspec import structs
 
 from etl.api.models import canonical_json
 from etl.db.store.batch import Observation
-from etl.db.store.diff import ChatRow, Diff, Event, HandleRow, StoredChat, diff, is_newer
+from etl.db.store.diff import ChatRow, Count, Diff, Event, HandleRow, StoredChat, diff, is_newer
+from etl.db.store.watch import UNWATCHED, Watch
 from tests.support.builders import (
     JOINED,
     NOON,
@@ -24,10 +25,11 @@ from tests.support.builders import (
 from tests.support.store_model import CHAT_RECORDS, Model
 
 LATER = minute(1)
+WATCHED = Watch(is_on=True, same_until=NOON)
 
 
-def observe(record: Row, at: datetime = LATER, *, emit_created: bool = False) -> Observation:
-    (observation,) = observed_page(record, at=at, emit_created=emit_created).observations
+def observe(record: Row, at: datetime = LATER) -> Observation:
+    (observation,) = observed_page(record, at=at).observations
     return observation
 
 
@@ -69,25 +71,25 @@ def written_chat(observation: Observation, **fields: Any) -> ChatRow:
     return structs.replace(stored_chat().row, **times | fields)
 
 
-def compare(stored: StoredChat | None, observation: Observation) -> Diff:
+def compare(stored: StoredChat | None, observation: Observation, watch: Watch = WATCHED) -> Diff:
     """The diff, with its participants in a tuple, as in an empty one."""
-    found = diff(stored, observation)
+    found = diff(stored, observation, watch)
     return structs.replace(found, handles=tuple(found.handles))
 
 
 # A chat without a row
 
 
-@pytest.mark.parametrize("emit_created", [False, True])
-def test_a_new_chat_is_inserted_with_its_participants(emit_created: bool) -> None:
-    """A `created` event only after the number's first full read, and no `joined` events."""
-    observation = observe(chat(chat_handles=[handle(11), handle(12)]), emit_created=emit_created)
-    assert compare(None, observation) == Diff(
+@pytest.mark.parametrize("watch", [UNWATCHED, WATCHED])
+def test_a_new_chat_is_inserted_with_its_participants(watch: Watch) -> None:
+    """It is a `created` event and a gain if it is watched; there are no `joined` events."""
+    observation = observe(chat(chat_handles=[handle(11), handle(12)]))
+    assert compare(None, observation, watch) == Diff(
         observation,
         chat=written_chat(observation),
         handles=tuple(stored_handle(number, changed_at=LATER) for number in (11, 12)),
-        new_message_count=True,
-        events=(Event("created"),) if emit_created else (),
+        count=Count(1, 1, NOON) if watch.is_on else Count(1),
+        events=(Event("created"),) if watch.is_on else (),
         chats_inserted=1,
         handles_inserted=2,
     )
@@ -101,7 +103,7 @@ def test_what_a_new_record_leaves_out_is_null() -> None:
     assert found.chat == written_chat(observation, **unset)
     unset = dict.fromkeys(("phone_number", "service", "joined_at"))
     assert found.handles == (stored_handle(changed_at=LATER, **unset),)
-    assert found.new_message_count
+    assert found.count == Count(None)
 
 
 @pytest.mark.parametrize("nothing", [None, []])
@@ -151,7 +153,9 @@ def test_a_changed_field_is_written(
     assert compare(stored_chat(), observation) == Diff(
         observation,
         chat=written_chat(observation, **{column: value}),
-        new_message_count=column == "message_count",
+        count={("message_count", 2): Count(2, 1, NOON), ("message_count", None): Count(None)}.get(
+            (column, value)
+        ),
         events=(event,) if event else (),
         fields=(column,),
         chats_updated=1,
@@ -164,7 +168,7 @@ def test_several_changes_are_one_row() -> None:
     assert compare(stored_chat(extra='{"a":1}'), observation) == Diff(
         observation,
         chat=written_chat(observation, display_name="Bo", is_group=True, message_count=5),
-        new_message_count=True,
+        count=Count(5, 4, NOON),
         events=(Event("renamed", "Ada", "Bo"), Event("group_changed", "false", "true")),
         fields=("display_name", "is_group", "message_count", "extra"),
         chats_updated=1,
@@ -363,6 +367,53 @@ def test_a_participant_who_left_later_makes_the_row_newer() -> None:
     assert is_newer(stored_chat(stored_handle(), left), observe(chat()), now=minute(9))
 
 
+# What was gained
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gained"), [(1, 4, 3), (4, 1, 0), (0, 2**63 - 1, 2**63 - 1)]
+)
+def test_a_gain_is_an_increase(before: int, after: int, gained: int) -> None:
+    """A fall gains nothing."""
+    found = compare(stored_chat(message_count=before), observe(chat(message_count=after)))
+    assert found.count == Count(after, gained, NOON)
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 4), (4, None)])
+def test_without_two_counts_no_gain_is_known(before: int | None, after: int | None) -> None:
+    """Null is no count."""
+    found = compare(stored_chat(message_count=before), observe(chat(message_count=after)))
+    assert found.count == Count(after)
+
+
+@pytest.mark.parametrize(
+    ("changed_at", "same_until", "since"),
+    [
+        (minute(0), minute(5), minute(5)),
+        (minute(6), minute(5), minute(6)),
+        (minute(0), minute(20), minute(10)),
+    ],
+    ids=["read unchanged later", "changed later", "clock was ahead"],
+)
+def test_a_gain_was_made_after_the_last_reading(
+    changed_at: datetime, same_until: datetime, since: datetime
+) -> None:
+    """Never after it was observed."""
+    stored = stored_chat(changed_at=changed_at)
+    watch = Watch(is_on=True, same_until=same_until)
+    found = compare(stored, observe(chat(message_count=2), minute(10)), watch)
+    assert found.count == Count(2, 1, since)
+
+
+def test_a_chat_that_is_not_watched_has_no_events_and_gains() -> None:
+    """Its rows are written all the same."""
+    record = chat(display_name="Bo", message_count=2, chat_handles=[handle(12)])
+    stored = stored_chat(removed_at=NOON)
+    found, watched = (compare(stored, observe(record), each) for each in (UNWATCHED, WATCHED))
+    assert len(watched.events) == 4
+    assert found == structs.replace(watched, events=(), count=Count(2))
+
+
 # Any stored chat, any observation
 
 MOODS = {canonical_json({"mood": mood}): mood for mood in ("good", None, {"a": [1]})}
@@ -372,7 +423,7 @@ REMOVED = st.sampled_from([None, NOON])
 @st.composite
 def stored_chats(draw: st.DrawFn) -> StoredChat:
     """The rows that some record left at noon, some of them marked as removed."""
-    found = diff(None, observe(draw(CHAT_RECORDS) | {"id": 1}, NOON))
+    found = diff(None, observe(draw(CHAT_RECORDS) | {"id": 1}, NOON), UNWATCHED)
     assert found.chat
     digest = draw(st.sampled_from([found.chat.digest, None]))
     row = structs.replace(found.chat, digest=digest, removed_at=draw(REMOVED))
@@ -401,16 +452,16 @@ def as_model(stored: StoredChat | None) -> Model:
 
 
 @settings(max_examples=300)
-@given(st.none() | stored_chats(), CHAT_RECORDS, st.booleans())
+@given(st.none() | stored_chats(), CHAT_RECORDS, st.sampled_from([WATCHED, UNWATCHED]))
 def test_any_diff_leads_to_the_rows_of_the_model(
-    stored: StoredChat | None, record: Row, emit_created: bool
+    stored: StoredChat | None, record: Row, watch: Watch
 ) -> None:
     """With its events and counts; when compared again, nothing is left to write."""
     record = record | {"id": 1}
-    observation = observe(record, emit_created=emit_created)
-    found, model = compare(stored, observation), as_model(stored)
+    observation = observe(record)
+    found, model = compare(stored, observation, watch), as_model(stored)
     known = set(model.handles)
-    model.store_chat(record, LATER, emit_created=emit_created)
+    model.store_chat(record, LATER, watch)
     after = written(stored, found)
     for rows in (model.chats, model.handles):
         for row in rows.values():
@@ -419,7 +470,8 @@ def test_any_diff_leads_to_the_rows_of_the_model(
     assert as_model(after).handles == model.handles
     events = [Event(each["kind"], each["old_value"], each["new_value"]) for each in model.events]
     assert sorted(found.events, key=repr) == sorted(events, key=repr)
-    assert found.new_message_count == bool(model.message_counts)
+    counts = [(r["message_count"], r["gained"], r["gained_since"]) for r in model.message_counts]
+    assert ([tuple(found.count)] if found.count else []) == counts
     assert counts_of(found) == counts_in(model, known, is_new=stored is None)
     assert compare(after, observation) == Diff(observation)
 

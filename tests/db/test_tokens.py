@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import Engine
 
 from etl.config import Token
-from etl.db.api_pace import read_rates, write_rates
 from etl.db.engine import reading, writing
 from etl.db.tables import api_pace
+from etl.db.tokens import read_rates, write_rates
 from tests.support.builders import NOON, Rows
 
 ONE, TWO, THREE = Token("one"), Token("two"), Token("three")
