@@ -27,6 +27,7 @@ from etl import __version__
 from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
+from etl.db.backends import backend
 from etl.db.schema import columns_of
 from etl.db.tables import (
     COUNTS,
@@ -36,7 +37,8 @@ from etl.db.tables import (
     sync_run_numbers,
     sync_runs,
 )
-from etl.errors import BusyError
+from etl.db.tables import number_status as view
+from etl.errors import BusyError, SchemaError
 
 Record = dict[str, Any]
 
@@ -76,6 +78,7 @@ class NumberOutcome:
     """How one number of a run ended.
 
     `evidence` is keyed by column name. `proved_run` is an earlier run whose walk this one proved.
+    `changes` counts the chats stored, updated or removed, once all is written.
     """
 
     phone_number: str
@@ -88,6 +91,7 @@ class NumberOutcome:
     proved_run: int | None = None
     error_kind: str | None = None
     error_detail: str | None = None
+    changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +223,8 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
     # A backfill does not record which known chats it did not see.
     if row is None or row.command != "sync" or row.status != "succeeded":
         return None
-    if row.total_count is None:
-        return None
-    unproved = row.completeness in {"consistent", "unproved"}
-    return LastWalk(row.run_id, row.total_count) if unproved else None
+    provable = row.total_count is not None and row.completeness in {"consistent", "unproved"}
+    return LastWalk(row.run_id, row.total_count) if provable else None
 
 
 def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
@@ -298,9 +300,8 @@ def _sums(run_id: int, usage: ApiUsage) -> dict[str, ColumnElement[Any]]:
 
 def list_runs(connection: Connection, limit: int) -> list[Record]:
     """The latest runs, newest first."""
-    columns = columns_of(connection, sync_runs).values()
-    rows = connection.execute(select(*columns).order_by(sync_runs.c.id.desc()).limit(limit))
-    return [_public(row) for row in rows.mappings()]
+    runs = select(*columns_of(connection, sync_runs).values()).order_by(sync_runs.c.id.desc())
+    return [_public(row) for row in connection.execute(runs.limit(limit)).mappings()]
 
 
 def get_run(connection: Connection, run_id: int) -> Record | None:
@@ -309,16 +310,26 @@ def get_run(connection: Connection, run_id: int) -> Record | None:
     run = connection.execute(select(*columns).where(sync_runs.c.id == run_id)).mappings().first()
     if run is None:
         return None
-    numbers = connection.execute(
-        select(*columns_of(connection, sync_run_numbers).values())
-        .where(sync_run_numbers.c.run_id == run_id)
-        .order_by(sync_run_numbers.c.phone_number)
-    )
-    return {**_public(run), "numbers": [dict(row) for row in numbers.mappings()]}
+    table = sync_run_numbers
+    of_run = select(*columns_of(connection, table).values()).where(table.c.run_id == run_id)
+    numbers = connection.execute(of_run.order_by(table.c.phone_number)).mappings()
+    return {**_public(run), "numbers": [dict(row) for row in numbers]}
 
 
-def last_good_syncs(connection: Connection) -> list[Record]:
-    """For each number ever configured: its last complete reading; nulls if there is none."""
+def number_status(connection: Connection) -> list[Record]:
+    """For each number ever configured: its last good sync, its last attempt, since when it fails.
+
+    From an older schema, without the view, only the last good sync.
+    """
+    backend(connection.dialect).begin_report(connection)
+    try:
+        status = select(*columns_of(connection, view).values()).order_by(view.c.phone_number)
+    except SchemaError:
+        return _last_good_syncs(connection)
+    return [dict(row) for row in connection.execute(status).mappings()]
+
+
+def _last_good_syncs(connection: Connection) -> list[Record]:
     table, columns = sync_run_numbers, columns_of(connection, sync_run_numbers)
     last = (
         select(table.c.phone_number, func.max(table.c.run_id).label("run_id"))
@@ -333,15 +344,13 @@ def last_good_syncs(connection: Connection) -> list[Record]:
             columns_of(connection, phone_numbers)["label"],
             table.c.run_id,
             columns["finished_at"].label("last_good_sync"),
-            columns["completeness"],
-            columns["reason"],
-            columns["total_count"],
+            *(columns[name] for name in ("completeness", "reason", "total_count")),
         )
         .outerjoin(last, last.c.phone_number == phone_numbers.c.phone_number)
         .outerjoin(table, entry)
         .order_by(phone_numbers.c.phone_number)
     )
-    return [dict(row) for row in rows.mappings()]
+    return [dict.fromkeys(view.columns.keys()) | dict(row) for row in rows.mappings()]
 
 
 def _as_busy(holder: LeaseHolder, now: datetime) -> Record:

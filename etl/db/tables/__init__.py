@@ -24,7 +24,7 @@ from etl.db.tables.runs import (
     sync_run_numbers,
     sync_runs,
 )
-from etl.db.tables.views import VIEWS
+from etl.db.tables.views import VIEWS, number_status
 
 __all__ = [
     "COUNTS",
@@ -42,6 +42,7 @@ __all__ = [
     "chats",
     "metadata",
     "number_leases",
+    "number_status",
     "phone_numbers",
     "rejected_records",
     "run_fences",

@@ -19,4 +19,4 @@ metadata = MetaData(
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0008_api_pace"
+REVISION: Final = "0009_number_status"

@@ -129,6 +129,7 @@ sync_run_numbers = Table(
     Column("error_kind", Text, comment="As in sync_runs, for this number."),
     Column("error_detail", Text, comment="The error as a sentence."),
     Index(None, "phone_number", "run_id"),
+    Index(None, "phone_number", "completeness", "run_id"),
     comment="The run log per phone number, and how completely its list was read.",
 )
 
