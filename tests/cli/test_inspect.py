@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from etl import __version__
-from etl.cli.inspect import with_age
+from etl.cli.status import NULLS, with_age
 from etl.sandbox import Sandbox, build_world
 from tests.cli.conftest import Synced
-from tests.support.command import A, B, call, environment, execute
+from tests.support.builders import C
+from tests.support.command import CLOSED_PORT, A, B, call, environment, execute
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
@@ -24,11 +25,18 @@ def test_runs(synced: Synced) -> None:
     table = call("runs", env=synced.env)
     head, row = table.stdout.splitlines()
     assert (table.code, table.stderr) == (0, "")
-    assert head.split()[:4] == ["id", "command", "status", "started_at"]
-    assert row.split()[:3] == ["1", "sync", "succeeded"]
+    assert head.split() == ["id", "status", "started", "took", "numbers", "changed", "error"]
+    assert (row.split()[:2], row.split()[-2:]) == (["1", "succeeded"], ["2", "38"])
+    wide = call("runs", "--wide", env=synced.env).stdout.splitlines()[0].split()
+    assert wide[:4] == ["id", "command", "status", "started_at"]
+    assert {"host", "requests", "chats_inserted", "error_kind"} <= set(wide)
     one = call("runs", "1", env=synced.env)
     assert one.code == 0
-    assert all(text in one.stdout for text in (A, B, "consistent", "chats_inserted    38"))
+    summary, empty, *fields = one.stdout.splitlines()
+    assert summary.startswith("Run 1: 2 numbers, 40 chats, 38 changed, lists consistent, ")
+    assert (empty, fields[0]) == ("", "id                1")
+    assert "chats_inserted    38" in fields
+    assert fields[-2:] == ["", "2 numbers succeeded without a problem"]
 
 
 def test_runs_for_machines(synced: Synced) -> None:
@@ -67,7 +75,8 @@ def other_schema(request: pytest.FixtureRequest, database_url: str) -> dict[str,
     with Sandbox(build_world(numbers=[A], chats_per_number=5)) as sandbox:
         env = environment(sandbox, database_url, A)
         assert call("sync", env=env).code == 0
-    for statement in ("DROP VIEW current_participants", *OLDER_OR_NEWER[request.param]):
+    views = [f"DROP VIEW {name}" for name in ("number_status", "current_participants")]
+    for statement in (*views, *OLDER_OR_NEWER[request.param]):
         execute(database_url, statement)
     return env
 
@@ -79,6 +88,8 @@ def test_monitoring_works_while_a_version_is_rolled_out(other_schema: dict[str, 
     assert [(n["phone_number"], n["total_count"], n["label"]) for n in status.data] == [
         (A, 5, None)
     ]
+    unknown = ("last_attempt_at", "last_error_kind", "failing_since", "always_empty")
+    assert [status.data[0][name] for name in unknown] == [None] * 4
     runs = call("runs", "--json", env=other_schema)
     assert (runs.code, [run["status"] for run in runs.data]) == (0, ["succeeded"])
     one = call("runs", str(runs.data[0]["id"]), "--json", env=other_schema)
@@ -99,6 +110,7 @@ def test_a_run_log_that_cannot_be_read(
     url = "sqlite:///linq.db"
     execute(url, "DROP VIEW messages_per_day")
     execute(url, "DROP VIEW current_participants")
+    execute(url, "DROP VIEW number_status")
     execute(url, "UPDATE linq_etl_alembic_version SET version_num = '9999'")
     execute(url, "ALTER TABLE sync_runs RENAME COLUMN id TO run_number")
     execute(url, statement)
@@ -115,7 +127,9 @@ def test_status(synced: Synced) -> None:
     env = {"LINQ_ETL_DATABASE__URL": synced.url}
     table = call("status", "--max-age", "1h", env=env)
     assert (table.code, table.stderr) == (0, "")
-    assert [line.split()[0] for line in table.stdout.splitlines()] == ["phone_number", B, A]
+    *lines, empty, summary = table.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["phone_number", B, A]
+    assert (empty, summary) == ("", "2 fresh")
     rows = call("status", "--json", env=env).data
     assert [(n["completeness"], n["total_count"]) for n in rows] == [("consistent", 20)] * 2
     assert all(0 <= n["age"] < 600 for n in rows)
@@ -136,15 +150,54 @@ def test_a_status_that_is_too_old() -> None:
 
 def test_an_age_is_in_whole_seconds() -> None:
     """From the last good sync to now; null without one."""
-    row: dict[str, Any] = {"phone_number": A, "last_good_sync": NOON}
+    row: dict[str, Any] = {**NULLS, "phone_number": A, "last_good_sync": NOON}
     later = NOON + timedelta(minutes=1, microseconds=999_999)
     assert with_age(row, A, later) == row | {"age": timedelta(minutes=1)}
-    assert with_age(None, A, later) == {
-        **dict.fromkeys(
-            ("label", "last_good_sync", "age", "completeness", "total_count", "reason")
-        ),
-        "phone_number": A,
-    }
+    assert with_age(None, A, later) == {**NULLS, "phone_number": A, "age": None}
+
+
+def test_a_status_for_machines(synced: Synced) -> None:
+    """Every name, in every row; a number that was never synced has nulls."""
+    env = {"LINQ_ETL_DATABASE__URL": synced.url, "LINQ_ETL_SYNC__PHONE_NUMBERS": f"{A},{C}"}
+    good, never = call("status", "--json", env=env).data
+    assert never == dict.fromkeys(good) | {"phone_number": C}
+    assert (good["last_attempt_at"], good["last_status"]) == (good["last_good_sync"], "succeeded")
+    assert (good["failing_since"], good["always_empty"]) == (None, False)
+
+
+def test_a_status_of_a_number_that_fails() -> None:
+    """Exit code 3 with --failing only; it says since when and why, and the worst come first."""
+    env = {"LINQ_ETL_API__MAX_ATTEMPTS": "1"}
+    url = "sqlite:///linq.db"
+    with Sandbox(build_world(chats_per_number=5)) as sandbox:
+        assert call("sync", "--phone-number", B, env=environment(sandbox, url)).code == 0
+    away = environment(CLOSED_PORT, url, A, B, C) | env
+    for _ in range(2):
+        assert call("sync", "--phone-number", B, env=away).code == 5
+    shown = call("status", env=away)
+    head, *rows = shown.stdout.splitlines()[:4]
+    assert (shown.code, head.split()[-3:]) == (0, ["last_attempt_at", "failing_since", "error"])
+    assert [row.split()[0] for row in rows] == [B, C, A]
+    assert " failing, fresh " in rows[0]
+    assert rows[0].endswith("Cannot reach 127.0.0.1 (connection refused), gave up after 1 try.")
+    assert rows[1].split()[1:] == ["never", "never", "synced", "never"]
+    assert shown.stdout.splitlines()[-1] == "1 fresh, 2 never synced; of these 1 failing"
+    assert call("status", "--failing", env=away).code == 3
+    assert call("status", "--failing", env=away | {"LINQ_ETL_SYNC__PHONE_NUMBERS": A}).code == 0
+    failed = call("status", "--json", env=away).data[1]
+    first, _ = (run["finished_at"] for run in reversed(call("runs", "--json", env=away).data[:2]))
+    assert (failed["failing_since"][:19], failed["last_error_kind"]) == (first[:19], "unavailable")
+
+
+def test_a_number_that_was_always_empty_is_marked() -> None:
+    """In words, and in JSON."""
+    with Sandbox(build_world(numbers=[A], chats_per_number=0)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", A)
+        assert call("sync", env=env).code == 0
+    shown = call("status", env=env).stdout.splitlines()
+    assert " fresh, always empty " in shown[1]
+    assert shown[-1] == "1 fresh; of these 1 always empty"
+    assert call("status", "--json", env=env).data[0]["always_empty"] is True
 
 
 # phone-numbers
