@@ -36,9 +36,7 @@ def short(record: Row) -> Row:
 
 
 def in_full(record: Row, width: int) -> Iterator[str]:
-    """One run: its summary, its fields, the numbers that had problems, and how many had none."""
-    yield from folded(summary(record), width)
-    yield ""
+    """One run: its fields, the numbers with problems, how many had none, and at last a summary."""
     for key, value in record.items():
         if key != "numbers":
             yield f"{key:<18}{as_text(value)}".rstrip()
@@ -56,6 +54,8 @@ def in_full(record: Row, width: int) -> Iterator[str]:
         yield ""
         ending = "succeeded without a problem"
         yield f"{counted(len(good), 'other number' if problems else 'number')} {ending}"
+    yield ""
+    yield from folded(summary(record), width)
 
 
 def _group(problem: str, numbers: Sequence[Row], total: int, width: int) -> Iterator[str]:

@@ -3,8 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
 from etl.db.run_log import Record
 from etl.phone import named
 
@@ -21,8 +19,10 @@ def summary(record: Record) -> str:
     """
     numbers: Sequence[Record] = record.get("numbers") or ()
     total = record.get("numbers_total") or len(numbers)
+    of_all = counted(total, "number")
+    problem = _problem(record, numbers, of_all) or ""
     facts = (
-        counted(total, "number"),
+        None if of_all in problem else of_all,
         counted(sum(number.get("total_count") or 0 for number in numbers), "chat"),
         f"{changes(record)} changed",
         _lists(numbers),
@@ -30,8 +30,7 @@ def summary(record: Record) -> str:
         took(record),
     )
     sentence = ", ".join(filter(None, facts))
-    problem = _problem(record, numbers, total)
-    return f"Run {record['id']}: {f'{problem}; ' if problem else ''}{sentence}"
+    return f"Run {record['id']}: {problem and f'{problem}; '}{sentence}"
 
 
 def changes(record: Record) -> int:
@@ -118,18 +117,18 @@ def _lists(numbers: Sequence[Record]) -> str | None:
     return "lists " + ", ".join(f"{found[name]} {name}" for name in ordered)
 
 
-def _problem(record: Record, numbers: Sequence[Record], total: int) -> str | None:
-    """What went wrong; None if all numbers succeeded."""
+def _problem(record: Record, numbers: Sequence[Record], of_all: str) -> str | None:
+    """What went wrong, with how many numbers of all; None if all succeeded."""
     failed = [number for number in numbers if number.get("status") in _UNFINISHED]
     causes = [*by_cause(failed)] or [cause(record.get("error_detail") or "")]
     others = f" and {counted(len(causes) - 1, 'other cause')}" if len(causes) > 1 else ""
     why = f": {causes[0]}{others}" if causes[0] else ""
-    status: Any = record.get("status")
+    status = record.get("status")
     if status in {"interrupted", "abandoned"}:
         return f"{status}{why}"
     if failed:
-        return f"{len(failed)} of {counted(total, 'number')} failed{why}"
+        return f"{len(failed)} of {of_all} failed{why}"
     if status == "failed":
         return f"failed{why}"
     partial = sum(number.get("status") == "partial" for number in numbers)
-    return f"{partial} of {counted(total, 'number')} in part" if partial else None
+    return f"{partial} of {of_all} in part" if partial else None
