@@ -45,7 +45,7 @@ QUERIES: Final = {
         GROUP BY h.phone_number HAVING count(DISTINCT l.phone_number) > 1
         ORDER BY chats DESC, participant LIMIT 5;""",
     "The run log": """
-        SELECT id, status, requests, chats_inserted AS new, chats_updated AS updated,
+        SELECT id, status, requests, chats_inserted AS new, chats_updated AS changed,
                chats_unchanged AS unchanged, handles_inserted AS joined
         FROM sync_runs ORDER BY id;""",
 }

@@ -28,8 +28,8 @@ from etl.errors import ConfigError
 def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_json: bool) -> None:
     """Show the run log, newest first, or one run in full.
 
-    changed: chats stored, updated or removed. Of one run, the numbers that had problems are listed
-    by cause and the others counted; --json lists every number.
+    changed: how many chats changed, +new, -removed. Of one run, the numbers that had problems are
+    listed by cause and the others counted; --json lists every number.
 
     \b
     Examples:

@@ -99,7 +99,7 @@ def run_lines(record: Row, labels: Mapping[str, str | None], width: int | None =
         Column("completeness", "list"),
         Column("total_count", "chats", right=True),
         Column("chats_inserted", "new", right=True),
-        Column("chats_updated", "updated", right=True),
+        Column("chats_updated", "changed", right=True),
         Column("chats_removed", "removed", right=True),
         Column("requests", right=True),
     )

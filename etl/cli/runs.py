@@ -5,7 +5,7 @@ from datetime import UTC
 
 from etl.cli.output import Row
 from etl.cli.tables import Column, as_text, folded, one_line
-from etl.sync.summary import cause, changes, counted, summary, took
+from etl.sync.summary import cause, counted, summary, took
 
 COLUMNS = (
     Column("id", right=True),
@@ -30,7 +30,7 @@ def short(record: Row) -> Row:
         "started": record["started_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%MZ"),
         "took": took(record),
         "numbers": f"{(total or 0) - failed}/{total}" if failed else total,
-        "changed": changes(record),
+        "changed": _changes(record),
         "error": error,
     }
 
@@ -56,6 +56,13 @@ def in_full(record: Row, width: int) -> Iterator[str]:
         yield f"{counted(len(good), 'other number' if problems else 'number')} {ending}"
     yield ""
     yield from folded(summary(record), width)
+
+
+def _changes(record: Row) -> str:
+    """How many chats changed, then with a sign those that are new and those that were removed."""
+    others = (("+", record["chats_inserted"]), ("-", record["chats_removed"]))
+    signed = (f"{sign}{count}" for sign, count in others if count)
+    return " ".join((str(record["chats_updated"] or 0), *signed))
 
 
 def _group(problem: str, numbers: Sequence[Row], total: int, width: int) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
 from etl.db.run_log import Record
 from etl.phone import named
 
 _NAMED = 3  # numbers of a cause that are named
-_CHANGES = ("chats_inserted", "chats_updated", "chats_removed")
 _UNFINISHED = {"failed", "interrupted", "abandoned"}
 
 
@@ -24,18 +24,13 @@ def summary(record: Record) -> str:
     facts = (
         None if of_all in problem else of_all,
         counted(sum(number.get("total_count") or 0 for number in numbers), "chat"),
-        f"{changes(record)} changed",
+        *_changes(record),
         _lists(numbers),
         counted(record.get("requests") or 0, "request"),
         took(record),
     )
     sentence = ", ".join(filter(None, facts))
     return f"Run {record['id']}: {problem and f'{problem}; '}{sentence}"
-
-
-def changes(record: Record) -> int:
-    """How many chats were stored, updated or removed."""
-    return sum(record.get(name) or 0 for name in _CHANGES)
 
 
 def took(record: Record) -> str | None:
@@ -104,6 +99,14 @@ def _fullest(failed: Sequence[Record]) -> str:
     """The error that most of the numbers have."""
     errors = Counter(number["error_detail"] for number in failed)
     return str(errors.most_common(1)[0][0])
+
+
+def _changes(record: Record) -> Iterator[str]:
+    """How many chats were new, changed and removed; a count of 0 is told only of changed ones."""
+    for name, word in (("inserted", "new"), ("updated", "changed"), ("removed", "removed")):
+        count = record.get(f"chats_{name}") or 0
+        if count or word == "changed":
+            yield f"{count} {word}"
 
 
 def _lists(numbers: Sequence[Record]) -> str | None:

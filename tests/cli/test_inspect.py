@@ -26,7 +26,7 @@ def test_runs(synced: Synced) -> None:
     head, row = table.stdout.splitlines()
     assert (table.code, table.stderr) == (0, "")
     assert head.split() == ["id", "status", "started", "took", "numbers", "changed", "error"]
-    assert (row.split()[:2], row.split()[-2:]) == (["1", "succeeded"], ["2", "38"])
+    assert (row.split()[:2], row.split()[-3:]) == (["1", "succeeded"], ["2", "0", "+38"])
     wide = call("runs", "--wide", env=synced.env).stdout.splitlines()[0].split()
     assert wide[:4] == ["id", "command", "status", "started_at"]
     assert {"host", "requests", "chats_inserted", "error_kind"} <= set(wide)
@@ -36,7 +36,7 @@ def test_runs(synced: Synced) -> None:
     assert fields[0] == "id                1"
     assert "chats_inserted    38" in fields
     assert fields[-3:] == ["", "2 numbers succeeded without a problem", ""]
-    assert summary.startswith("Run 1: 2 numbers, 40 chats, 38 changed, lists consistent, ")
+    assert summary.startswith("Run 1: 2 numbers, 40 chats, 38 new, 0 changed, lists consistent, ")
 
 
 def test_runs_for_machines(synced: Synced) -> None:

@@ -98,11 +98,14 @@ def test_a_run_ends_with_a_line_per_number() -> None:
     """By its label or its last digits, and a sentence for all of them."""
     numbers = [SUMMARY | {"phone_number": A}, SUMMARY | {"phone_number": B}]
     head, sales, other, sentence = run_lines(RUN | {"numbers": numbers}, {A: "[red]\nSales"}, 80)
-    titles = "number  status     list        chats  new  updated  removed  requests"
+    titles = "number  status     list        chats  new  changed  removed  requests"
     assert " ".join(head.split()) == " ".join(titles.split())
     assert sales.split() == ["[red]", "Sales", "succeeded", "consistent", "20", "3", "2", "1", "5"]
     assert other.split() == ["…0100", "succeeded", "consistent", "20", "3", "2", "1", "5"]
-    assert sentence == "Run 7: 2 numbers, 40 chats, 6 changed, lists consistent, 10 requests, 1.5 s"
+    assert (
+        sentence
+        == "Run 7: 2 numbers, 40 chats, 3 new, 2 changed, 1 removed, lists consistent, 10 requests, 1.5 s"
+    )
 
 
 def test_a_run_of_many_numbers_ends_with_its_problems() -> None:

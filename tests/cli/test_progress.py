@@ -124,4 +124,4 @@ def test_a_run_ends_with_its_table(terminal: Terminal) -> None:
         terminal.progress.run_ended({"id": 7, **counts, **times, "numbers": numbers})
     *_, row, sentence = terminal.file.getvalue().splitlines()
     assert row.split() == ["Sales", "succeeded", "proved", "20", "3", "0", "0", "5"]
-    assert sentence == "Run 7: 1 number, 20 chats, 3 changed, list proved, 5 requests, 1 min"
+    assert sentence == "Run 7: 1 number, 20 chats, 3 new, 0 changed, list proved, 5 requests, 1 min"

@@ -37,7 +37,7 @@ def record(*numbers: Row, **fields: Any) -> Row:
         "numbers_total": len(numbers),
         "requests": 13,
         "chats_inserted": 1,
-        "chats_updated": 14,
+        "chats_updated": 17,
         "chats_removed": 2,
         "error_detail": None,
         "numbers": list(numbers),
@@ -50,41 +50,41 @@ def record(*numbers: Row, **fields: Any) -> Row:
     [
         (
             record(number(1), number(2, total_count=401)),
-            "2 numbers, 801 chats, 17 changed, lists consistent, 13 requests, 1.9 s",
+            "2 numbers, 801 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
         ),
         (
-            record(number(1), requests=1),
-            "1 number, 400 chats, 17 changed, list consistent, 1 request, 1.9 s",
+            record(number(1), requests=1, chats_inserted=0, chats_updated=0, chats_removed=0),
+            "1 number, 400 chats, 0 changed, list consistent, 1 request, 1.9 s",
         ),
         (
             record(number(1), number(2, completeness="unproved"), finished_at=None),
-            "2 numbers, 800 chats, 17 changed, lists 1 unproved, 1 consistent, 13 requests",
+            "2 numbers, 800 chats, 1 new, 17 changed, 2 removed, lists 1 unproved, 1 consistent, 13 requests",
         ),
         (
             record(number(1, status="partial"), number(2), status="partial"),
-            "1 of 2 numbers in part; 800 chats, 17 changed, lists consistent, 13 requests, 1.9 s",
+            "1 of 2 numbers in part; 800 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
         ),
         (
             record(*map(number, range(197)), *map(failed, (197, 198, 199)), status="partial"),
             "3 of 200 numbers failed: The API refused the request (HTTP 404, code not_found); "
-            "78800 chats, 17 changed, lists consistent, 13 requests, 1.9 s",
+            "78800 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
         ),
         (
             record(
                 failed(1), failed(2, AWAY.format(8)), failed(3, AWAY.format(7)), status="failed"
             ),
             "3 of 3 numbers failed: Cannot reach api.linqapp.com (connection refused) and 1 other "
-            "cause; 0 chats, 17 changed, 13 requests, 1.9 s",
+            "cause; 0 chats, 1 new, 17 changed, 2 removed, 13 requests, 1.9 s",
         ),
         (
             record(number(1, status="interrupted"), status="interrupted", error_detail="a signal"),
-            "interrupted: a signal; 1 number, 400 chats, 17 changed, list consistent, "
+            "interrupted: a signal; 1 number, 400 chats, 1 new, 17 changed, 2 removed, list consistent, "
             "13 requests, 1.9 s",
         ),
         (
             record(status="failed", error_detail=REFUSED),
             "failed: The API refused the request (HTTP 404, code not_found); 0 numbers, 0 chats, "
-            "17 changed, 13 requests, 1.9 s",
+            "1 new, 17 changed, 2 removed, 13 requests, 1.9 s",
         ),
     ],
 )
