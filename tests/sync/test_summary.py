@@ -9,6 +9,7 @@ from etl.sync.summary import cause, counted, duration, grouped_errors, summary
 from tests.support.builders import NOON, A, B, Row
 
 REFUSED = "The API refused the request (HTTP 404, code not_found). Check the number."
+CHANGED = "1 new, 17 changed, 2 removed"
 AWAY = "Cannot reach api.linqapp.com (connection refused), gave up after {} tries."
 
 
@@ -50,7 +51,7 @@ def record(*numbers: Row, **fields: Any) -> Row:
     [
         (
             record(number(1), number(2, total_count=401)),
-            "2 numbers, 801 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
+            f"2 numbers, 801 chats, {CHANGED}, lists consistent, 13 requests, 1.9 s",
         ),
         (
             record(number(1), requests=1, chats_inserted=0, chats_updated=0, chats_removed=0),
@@ -58,33 +59,33 @@ def record(*numbers: Row, **fields: Any) -> Row:
         ),
         (
             record(number(1), number(2, completeness="unproved"), finished_at=None),
-            "2 numbers, 800 chats, 1 new, 17 changed, 2 removed, lists 1 unproved, 1 consistent, 13 requests",
+            f"2 numbers, 800 chats, {CHANGED}, lists 1 unproved, 1 consistent, 13 requests",
         ),
         (
             record(number(1, status="partial"), number(2), status="partial"),
-            "1 of 2 numbers in part; 800 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
+            f"1 of 2 numbers in part; 800 chats, {CHANGED}, lists consistent, 13 requests, 1.9 s",
         ),
         (
             record(*map(number, range(197)), *map(failed, (197, 198, 199)), status="partial"),
             "3 of 200 numbers failed: The API refused the request (HTTP 404, code not_found); "
-            "78800 chats, 1 new, 17 changed, 2 removed, lists consistent, 13 requests, 1.9 s",
+            f"78800 chats, {CHANGED}, lists consistent, 13 requests, 1.9 s",
         ),
         (
             record(
                 failed(1), failed(2, AWAY.format(8)), failed(3, AWAY.format(7)), status="failed"
             ),
             "3 of 3 numbers failed: Cannot reach api.linqapp.com (connection refused) and 1 other "
-            "cause; 0 chats, 1 new, 17 changed, 2 removed, 13 requests, 1.9 s",
+            f"cause; 0 chats, {CHANGED}, 13 requests, 1.9 s",
         ),
         (
             record(number(1, status="interrupted"), status="interrupted", error_detail="a signal"),
-            "interrupted: a signal; 1 number, 400 chats, 1 new, 17 changed, 2 removed, list consistent, "
+            f"interrupted: a signal; 1 number, 400 chats, {CHANGED}, list consistent, "
             "13 requests, 1.9 s",
         ),
         (
             record(status="failed", error_detail=REFUSED),
             "failed: The API refused the request (HTTP 404, code not_found); 0 numbers, 0 chats, "
-            "1 new, 17 changed, 2 removed, 13 requests, 1.9 s",
+            f"{CHANGED}, 13 requests, 1.9 s",
         ),
     ],
 )
