@@ -1,5 +1,7 @@
 """runs, status and phone-numbers: tables for people, JSON for machines."""
 
+import os
+import pty
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,9 +12,9 @@ import pytest
 from etl import __version__
 from etl.cli.status import NULLS, with_age
 from etl.sandbox import Sandbox, build_world
-from tests.cli.conftest import Synced
+from tests.cli.conftest import Synced, read_terminal
 from tests.support.builders import C
-from tests.support.command import CLOSED_PORT, A, B, call, environment, execute
+from tests.support.command import CLOSED_PORT, A, B, call, ended, environment, execute, running
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
@@ -187,6 +189,23 @@ def test_a_status_of_a_number_that_fails() -> None:
     failed = call("status", "--json", env=away).data[1]
     first, _ = (run["finished_at"] for run in reversed(call("runs", "--json", env=away).data[:2]))
     assert (failed["failing_since"][:19], failed["last_error_kind"]) == (first[:19], "unavailable")
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_a_status_on_a_terminal(synced: Synced, tmp_path: Path, columns: int) -> None:
+    """A label with markup and a line break, or a narrow terminal, changes nothing but the look."""
+    shutil.copy(synced.url.removeprefix("sqlite:///"), tmp_path / "linq.db")
+    execute("sqlite:///linq.db", "UPDATE phone_numbers SET label = '[red]' || char(10) || '[/x]'")
+    env = {"LINQ_ETL_DATABASE__URL": "sqlite:///linq.db", "TERM": "xterm", "LINES": "40"}
+    ours, theirs = pty.openpty()
+    with running("status", env=env | {"COLUMNS": str(columns)}, stdout=theirs) as process:
+        os.close(theirs)
+        shown = read_terminal(ours).splitlines()
+        assert ended(process).code == 0
+    assert max(map(len, shown)) <= columns
+    assert [sum(line.count(number) for line in shown) for number in (A, B)] == [1, 1]
+    assert sum("[red] [/x]" in line for line in shown) == 2
+    assert shown[-1] == "2 fresh"
 
 
 def test_a_number_that_was_always_empty_is_marked() -> None:

@@ -67,6 +67,24 @@ def test_a_terminal_shows_bars_and_a_table(synced: Synced, tmp_path: Path) -> No
     assert "run_ended" not in shown
 
 
+def test_numbers_that_did_not_change_are_not_logged() -> None:
+    """The others are, with their label and how many chats changed."""
+    world = build_world(chats_per_number=5)
+    labels = '[[sync.phone_numbers]]\nnumber = "{}"\nlabel = "Zoë [red]"\n'
+    Path("config.toml").write_text("".join(map(labels.format, (A, B))), "utf-8")
+    with Sandbox(world) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db")
+        del env["LINQ_ETL_SYNC__PHONE_NUMBERS"]
+        assert call("sync", env=env).code == 0
+        world.create(A)
+        done = call("--log-json", "sync", env=env)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["run_started", "number_ended", "run_ended"]
+    assert (lines[1]["phone_number"], lines[1]["label"]) == ("…4472", "Zoë [red]")
+    assert (lines[1]["changes"], "Zoë [red]" in done.stderr) == (1, True)
+    assert lines[2]["summary"].startswith("Run 2: 2 numbers, ")
+
+
 def test_a_quiet_sync_prints_problems_only() -> None:
     """Nothing if all went well; else warnings, the end of the run and the errors by cause."""
     url = "sqlite:///linq.db"
