@@ -109,6 +109,12 @@ def test_each_of_many_causes_is_shown() -> None:
     assert len(numbers(crowded)) == 3
 
 
+def test_the_commonest_cause_comes_first() -> None:
+    """Whatever the order of the numbers."""
+    shown = lines([failing(1, "Rare."), failing(2, "Common."), failing(3, "Common.")])
+    assert numbers(shown) == [number(2), number(3), number(1)]
+
+
 def test_what_fits_is_not_cut() -> None:
     """Every row is shown if there is room for all."""
     assert numbers(lines([*map(row, range(19))])) == [number(n) for n in range(19)]
