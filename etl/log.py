@@ -7,6 +7,11 @@ from typing import Any
 LOGGER = logging.getLogger("etl")
 
 
+def debug(event: str, **fields: Any) -> None:
+    """Log what is only of interest while a problem is looked for."""
+    LOGGER.debug(event, extra={"fields": fields})
+
+
 def info(event: str, **fields: Any) -> None:
     """Log normal progress."""
     LOGGER.info(event, extra={"fields": fields})
@@ -17,13 +22,18 @@ def warning(event: str, **fields: Any) -> None:
     LOGGER.warning(event, extra={"fields": fields})
 
 
-def crash(error: BaseException) -> None:
+def error(event: str, **fields: Any) -> None:
+    """Log that the program failed."""
+    LOGGER.error(event, extra={"fields": fields})
+
+
+def crash(exception: BaseException) -> None:
     """Log an unexpected error's type and stack, but not its message: it may hold people's data."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.extract_tb(exception.__traceback__)
     stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    LOGGER.error("crash", extra={"fields": {"type": name_of(error), "stack": stack}})
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
+    error("crash", type=name_of(exception), stack=stack)
+    if isinstance(exception, BaseExceptionGroup):
+        for each in exception.exceptions:
             crash(each)
 
 

@@ -42,3 +42,8 @@ def to_digits(phone_number: str) -> str:
 def shortened(phone_number: str) -> str:
     """The last four digits, `…4472`: enough to recognise one's own number in a log."""
     return "…" + phone_number[-4:]
+
+
+def named(phone_number: str, label: str | None) -> str:
+    """A number as logs name it: its label, if any, and its last four digits."""
+    return f"{label} {shortened(phone_number)}" if label else shortened(phone_number)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect
 from etl.api.client import LinqClient, RequestContext
 from etl.api.pace import Pace
 from etl.cli.context import open_database
-from etl.cli.output import Row, counted
+from etl.cli.output import Row
 from etl.config import Config, PhoneNumber, Token, load_config
 from etl.db import schema
 from etl.db.backends import backend
@@ -22,6 +22,7 @@ from etl.db.engine import describe, missing_file, reading
 from etl.db.tables import REVISION, metadata
 from etl.errors import ConfigError, DatabaseError, EtlError, RequestRefusedError, SchemaError
 from etl.phone import e164_or_none, shortened
+from etl.sync.summary import counted
 
 
 @dataclass(frozen=True, slots=True)

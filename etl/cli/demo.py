@@ -10,7 +10,7 @@ from sqlalchemy import Engine, text
 
 from etl.api.client import LinqClient
 from etl.api.pace import Pace
-from etl.cli.output import print_table, run_table
+from etl.cli.output import print_lines, print_table, run_lines
 from etl.config import CONFIG_ENV, TOKEN_ENV, Config, PhoneNumber, load_config
 from etl.db import schema
 from etl.db.engine import database_clock, open_engine, reading
@@ -66,11 +66,11 @@ async def run_demo(path: Path) -> None:
         try:
             schema.upgrade(engine)
             console.print(f"[bold]First sync[/bold] of two numbers from {sandbox.url} into {path}")
-            await _sync(config, engine, console)
+            await _sync(config, engine)
             with sandbox.lock:
                 _let_a_day_pass(world)
             console.print("\n[bold]Second sync[/bold], a day later: only changes are written")
-            await _sync(config, engine, console)
+            await _sync(config, engine)
             _show_queries(engine, console)
         finally:
             engine.dispose()
@@ -89,13 +89,14 @@ def _environment(sandbox: Sandbox, path: Path) -> dict[str, str]:
     }
 
 
-async def _sync(config: Config, engine: Engine, console: Console) -> None:
+async def _sync(config: Config, engine: Engine) -> None:
     pace = Pace(config.api.max_concurrency)
     options = RunOptions(_NUMBERS)
     with LogProgress() as progress:
         async with LinqClient(config.api, pace, clock=database_clock(engine)) as client:
             result = await sync(config, engine, client, options=options, progress=progress)
-    console.print(run_table(result.record, {n.e164: str(n.label) for n in _NUMBERS}))
+    lines = run_lines(result.record, {number.e164: number.label for number in _NUMBERS})
+    print_lines(lines, bold=lines[:1])
 
 
 def _let_a_day_pass(world: World) -> None:

@@ -5,25 +5,16 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from etl.cli.context import GlobalOptions, open_run_log, run_interruptible
-from etl.cli.output import Row, json_option, print_json, print_run, print_table, print_text
+from etl.cli.output import (
+    json_option,
+    print_json,
+    print_lines,
+    print_table,
+    print_text,
+    terminal,
+)
 from etl.cli.parameters import Duration, WholeNumber
 from etl.errors import ConfigError
-
-_RUN_COLUMNS = (
-    "id",
-    "command",
-    "status",
-    "started_at",
-    "finished_at",
-    "numbers_total",
-    "numbers_failed",
-    "requests",
-    "chats_inserted",
-    "chats_updated",
-    "chats_removed",
-    "error_kind",
-)
-_STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completeness", "total_count")
 
 
 @click.command()
@@ -31,16 +22,21 @@ _STATUS_COLUMNS = ("phone_number", "label", "last_good_sync", "age", "completene
 @click.option(
     "--limit", type=WholeNumber(1, 10_000), default=20, show_default=True, help="How many runs."
 )
+@click.option("--wide", is_flag=True, help="Show all columns of the run log.")
 @json_option
 @click.pass_obj
-def runs(options: GlobalOptions, run_id: int | None, limit: int, as_json: bool) -> None:
+def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_json: bool) -> None:
     """Show the run log, newest first, or one run in full.
+
+    changed: how many chats changed, +new, -removed. Of one run, the numbers that had problems are
+    listed by cause and the others counted; --json lists every number.
 
     \b
     Examples:
       linq-etl runs
       linq-etl runs 42 --json
     """
+    from etl.cli.runs import COLUMNS, in_full, short
     from etl.db import run_log
 
     with open_run_log(options.load_config(offline=True)) as connection:
@@ -51,47 +47,56 @@ def runs(options: GlobalOptions, run_id: int | None, limit: int, as_json: bool) 
     if as_json:
         print_json(record or records)
     elif record:
-        print_run(record)
+        console = terminal()
+        print_lines(in_full(record, console.width if console else 10_000))
+    elif wide:
+        print_table(records, list(records[0]) if records else ["id"])
     else:
-        print_table(records, _RUN_COLUMNS)
+        print_table([short(each) for each in records], COLUMNS)
 
 
 @click.command()
 @click.option(
     "--max-age", type=Duration(), help="Exit with 3 if a last good sync is older, e.g. 2h."
 )
+@click.option("--failing", is_flag=True, help="Exit with 3 if a last attempt failed.")
 @json_option
 @click.pass_obj
-def status(options: GlobalOptions, max_age: timedelta | None, as_json: bool) -> int:
-    """Show each number's last good sync, age and completeness.
+def status(options: GlobalOptions, max_age: timedelta | None, failing: bool, as_json: bool) -> int:
+    """Show which numbers fail, why, and how fresh each is.
+
+    The worst come first. A terminal gets what fits, a pipe every number. A number is stale if its
+    last good sync is older than --max-age, or than a day. Only --max-age and --failing change the
+    exit code.
 
     \b
     Examples:
       linq-etl status
-      linq-etl status --max-age 2h || page-somebody
+      linq-etl status --max-age 2h --failing || page-somebody
     """
-    from etl.db import run_log
+    from etl.cli import status as view
+    from etl.db.number_status import number_status
 
     config = options.load_config(offline=True)
     with open_run_log(config) as connection:
-        known = {row["phone_number"]: row for row in run_log.last_good_syncs(connection)}
+        known = {row["phone_number"]: row for row in number_status(connection)}
     now = datetime.now(UTC)
-    configured = [number.e164 for number in config.sync.phone_numbers]
-    wanted = known if config.sync.all_phone_numbers or not configured else configured
-    rows = [with_age(known.get(number), number, now) for number in wanted]
+    labels = {number.e164: number.label for number in config.sync.phone_numbers}
+    wanted = known if config.sync.all_phone_numbers or not labels else labels
+    rows = [view.with_age(known.get(number), number, now) for number in wanted]
+    rows = [{**row, "label": labels.get(row["phone_number"]) or row["label"]} for row in rows]
     if as_json:
         print_json(rows)
+    elif console := terminal():
+        lines = view.screen(view.sections(rows, max_age), console.width, console.height - 3)
+        print_lines(
+            [*lines, "", view.summary_line(rows, max_age)], bold=[lines[0]] if lines else []
+        )
     else:
-        print_table(rows, _STATUS_COLUMNS)
-    stale = [r for r in rows if max_age and not (r["age"] is not None and r["age"] <= max_age)]
-    return 3 if stale else 0
-
-
-def with_age(row: Row | None, phone_number: str, now: datetime) -> Row:
-    """A number's row of `status` with its age; all nulls if the number was never synced."""
-    row = row or dict.fromkeys(_STATUS_COLUMNS) | {"phone_number": phone_number, "reason": None}
-    last = row["last_good_sync"]
-    return {**row, "age": timedelta(seconds=int((now - last).total_seconds())) if last else None}
+        print_table(view.in_full(rows, max_age), view.COLUMNS)
+        print_lines(["", view.summary_line(rows, max_age)])
+    stale = max_age and any(view.freshness(row, max_age) != "fresh" for row in rows)
+    return 3 if stale or (failing and any(map(view.is_failing, rows))) else 0
 
 
 @click.command()
@@ -133,4 +138,6 @@ def phone_numbers(options: GlobalOptions, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     else:
-        print_table(rows, ("phone_number", "configured", "label"))
+        from etl.cli.tables import Column
+
+        print_table(rows, ("phone_number", "configured", Column("label", cut_to=6)))

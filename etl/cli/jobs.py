@@ -40,6 +40,11 @@ class Job(click.Command):
         return code
 
 
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="Print problems only, so that cron mails nothing else."
+)
+
+
 @click.command(cls=Job)
 @click.option(
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
@@ -55,6 +60,7 @@ class Job(click.Command):
     is_flag=True,
     help="Apply removals even if unusually many chats disappeared.",
 )
+@quiet_option
 @json_option
 @click.pass_obj
 def sync(
@@ -63,6 +69,7 @@ def sync(
     prove: bool,
     require_complete: bool,
     allow_removals: bool,
+    quiet: bool,
     as_json: bool,
 ) -> int:
     """Sync every configured number into the database.
@@ -76,8 +83,9 @@ def sync(
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
+      linq-etl sync --quiet
     """
-    config = options.load_config()
+    config = options.load_config(quiet=quiet)
     from etl.sync.number import RunOptions
 
     run_options = RunOptions(
@@ -87,7 +95,7 @@ def sync(
         require_complete=require_complete,
         allow_removals=allow_removals,
     )
-    return _run(options, config, run_options, as_json=as_json)
+    return _run(options, config, run_options, quiet=quiet, as_json=as_json)
 
 
 @click.command(cls=Job)
@@ -101,6 +109,7 @@ def sync(
     type=Number(0.001, 100_000),
     help=f"Requests per second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
 )
+@quiet_option
 @json_option
 @click.pass_obj
 def backfill(
@@ -109,6 +118,7 @@ def backfill(
     first_page: int | None,
     last_page: int | None,
     max_rps: float | None,
+    quiet: bool,
     as_json: bool,
 ) -> int:
     """Load or reload a number's list at a polite pace.
@@ -121,7 +131,7 @@ def backfill(
       linq-etl backfill --phone-number +13343284472
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
-    config = options.load_config()
+    config = options.load_config(quiet=quiet)
     from etl.sync.number import RunOptions
 
     pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
@@ -134,7 +144,7 @@ def backfill(
         first_page=first_page,
         last_page=last_page,
     )
-    return _run(options, replace(config, api=api), run_options, as_json=as_json)
+    return _run(options, replace(config, api=api), run_options, quiet=quiet, as_json=as_json)
 
 
 @click.command(cls=Job)
@@ -145,9 +155,10 @@ def backfill(
     show_default=True,
     help="How many chats.",
 )
+@quiet_option
 @json_option
 @click.pass_obj
-def verify(options: GlobalOptions, sample: int, as_json: bool) -> int:
+def verify(options: GlobalOptions, sample: int, quiet: bool, as_json: bool) -> int:
     """Read a random sample of stored chats again and compare.
 
     stale: changed at Linq since the last read. wrong: differs without a visible change; exit
@@ -158,20 +169,20 @@ def verify(options: GlobalOptions, sample: int, as_json: bool) -> int:
       linq-etl verify
       linq-etl verify --sample 3000 --json
     """
-    config = options.load_config(needs_numbers=False)
+    config = options.load_config(needs_numbers=False, quiet=quiet)
     from etl.sync.verify import verify as run_verify
 
     with open_database(config, existing=True) as engine:
         result = run_interruptible(run_verify(config, engine, sample))
     if as_json:
         print_json(result.as_record())
-    else:
+    elif result.findings or result.unknown or not quiet:
         print_text(str(result))
     return 3 if result.wrong else 0
 
 
 def _run(
-    options: GlobalOptions, config: Config, run_options: "RunOptions", *, as_json: bool
+    options: GlobalOptions, config: Config, run_options: "RunOptions", *, quiet: bool, as_json: bool
 ) -> int:
     """Run a sync or backfill on a current schema; return its exit code."""
     from etl.api.client import LinqClient
@@ -189,9 +200,8 @@ def _run(
         ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
         clock = database_clock(engine)  # Not in the job, whose signals it would hold up.
         _collect_garbage_rarely()
-        with _progress(options, config) as progress:
+        with _progress(options, config, quiet=quiet) as progress:
             result = run_interruptible(job(engine, progress))
-            progress.run_ended(result.record)
     if as_json:
         print_json(result.record)
     for error in result.errors:
@@ -199,16 +209,16 @@ def _run(
     return result.exit_code
 
 
-def _progress(options: GlobalOptions, config: Config) -> "Progress":
+def _progress(options: GlobalOptions, config: Config, *, quiet: bool) -> "Progress":
     """Bars on a terminal, else log lines."""
     as_json = options.log_json or config.log.json
-    if as_json or not sys.stderr.isatty():
+    if quiet or as_json or not sys.stderr.isatty():
         from etl.sync.progress import LogProgress
 
         return LogProgress()
     from etl.cli.progress import TerminalProgress
 
-    return TerminalProgress()
+    return TerminalProgress(config.api.max_requests_per_second)
 
 
 def _collect_garbage_rarely() -> None:

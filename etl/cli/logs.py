@@ -9,7 +9,7 @@ from etl.log import LOGGER
 
 
 def configure_log(*, as_json: bool, quiet: bool = False) -> None:
-    """Send the program's own log, and no library's, to stderr; if `quiet`, only errors."""
+    """Send the program's own log, and no library's, to stderr; if `quiet`, only problems."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
     LOGGER.handlers = [handler]
@@ -17,7 +17,7 @@ def configure_log(*, as_json: bool, quiet: bool = False) -> None:
     if not logging.root.handlers:
         logging.root.addHandler(logging.NullHandler())
     LOGGER.propagate = False
-    LOGGER.setLevel(logging.ERROR if quiet else logging.INFO)
+    LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -28,7 +28,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        return json.dumps(line, default=str)
+        return _json(line)
 
 
 class _TextFormatter(logging.Formatter):
@@ -43,7 +43,19 @@ class _TextFormatter(logging.Formatter):
 def _quoted(value: str) -> str:
     """The value, in quotes if it could be mistaken for several fields or for a line of its own."""
     plain = value.isprintable() and not set(value) & {" ", '"', "="}
-    return value if plain else json.dumps(value)
+    return value if plain else _json(value)
+
+
+def _json(value: object) -> str:
+    """JSON on one line, in which letters are not escaped if stderr can write them."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stderr, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _time(record: logging.LogRecord) -> str:

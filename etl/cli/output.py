@@ -1,9 +1,8 @@
 """What commands print: JSON and tables on stdout, errors on stderr."""
 
-import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +12,13 @@ from etl.cli.streams import lost_output
 from etl.phone import shortened
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
+
+    from etl.cli.tables import Column
 
 Row = dict[str, Any]
 
-_NUMBER_COLUMNS = (
-    "phone_number",
-    "status",
-    "completeness",
-    "passes",
-    "total_count",
-    "pages",
-    "chats_inserted",
-    "chats_updated",
-    "chats_removed",
-    "rejected",
-    "reason",
-    "error_detail",
-)
-_SUMMARY_COLUMNS = {
-    "status": "status",
-    "completeness": "list",
-    "total_count": "chats",
-    "chats_inserted": "new",
-    "chats_updated": "changed",
-    "chats_removed": "removed",
-    "requests": "requests",
-}
+_TABLE_ROWS = 10  # of a run's numbers
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
@@ -73,64 +52,65 @@ def print_json(value: Any) -> None:
     print_text(text)
 
 
-def print_table(rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Print rows for people; a pipe gets them in full, whatever the terminal's width."""
+def terminal() -> "Console | None":
+    """The terminal that stdout is; None if it is a pipe or a file."""
     from rich.console import Console
-    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else None
+
+
+def print_lines(lines: Iterable[str], bold: Iterable[str] = ()) -> None:
+    """Print lines as they are; on a terminal the `bold` ones stand out."""
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(as_text(row[column])) for column in columns))
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(table)
+    console = terminal()
+    if console is None:
+        print_text("\n".join(lines))
         return
-    printed = io.StringIO()
-    Console(highlight=False, width=10_000, file=printed).print(table)
-    print_text("\n".join(line.rstrip() for line in printed.getvalue().splitlines()))
+    marked = set(bold)
+    for line in lines:
+        # Rich would crop or fold lines at the terminal's width; the terminal folds them harmlessly.
+        console.print(Text(line, "bold" if line in marked else ""), soft_wrap=True)
 
 
-def print_run(record: Row) -> None:
-    """Print one run in full: its own fields, then a row per number."""
-    for key, value in record.items():
-        if key != "numbers":
-            print_text(f"{key:<18}{as_text(value)}".rstrip())
-    print_text("")
-    print_table(record["numbers"], _NUMBER_COLUMNS)
+def print_table(rows: Sequence[Row], columns: Sequence["str | Column"]) -> None:
+    """Print rows for people; a pipe gets them in full, whatever the terminal's width."""
+    from etl.cli.tables import Column, layout
+
+    console = terminal()
+    typed = [Column(column) if isinstance(column, str) else column for column in columns]
+    table = layout(rows, typed, console.width if console else None)
+    print_lines(table.lines(), bold=table.head)
 
 
-def run_table(record: Row, labels: Mapping[str, str]) -> "Table":
-    """A run's summary, a line per number; a number without a label is shortened."""
-    from rich import box
-    from rich.table import Table
+def run_lines(record: Row, labels: Mapping[str, str | None], width: int | None = None) -> list[str]:
+    """A run's end: a line per number, of a long list only those with problems, and its summary."""
+    from etl.cli.tables import Column, layout
+    from etl.sync.summary import counted, summary
 
-    table = Table(
-        "number",
-        *_SUMMARY_COLUMNS.values(),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"Run {record['id']}",
+    numbers: list[Row] = record.get("numbers") or []
+    shown = numbers
+    if len(numbers) > _TABLE_ROWS:
+        shown = [each for each in numbers if each["status"] != "succeeded"][:_TABLE_ROWS]
+    columns = (
+        Column("name", "number", cut_to=6),
+        Column("status"),
+        Column("completeness", "list"),
+        Column("total_count", "chats", right=True),
+        Column("chats_inserted", "new", right=True),
+        Column("chats_updated", "changed", right=True),
+        Column("chats_removed", "removed", right=True),
+        Column("requests", right=True),
     )
-    for number in record["numbers"]:
-        label = labels.get(number["phone_number"], shortened(number["phone_number"]))
-        table.add_row(label, *(as_text(number[column]) for column in _SUMMARY_COLUMNS))
-    if len(record["numbers"]) > 1:
-        table.add_section()
-        table.add_row("all", *(as_text(record.get(column)) for column in _SUMMARY_COLUMNS))
-    return table
-
-
-def counted(number: int, noun: str) -> str:
-    """The number with its noun: `1 phone number`, `2 phone numbers`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def as_text(value: Any) -> str:
-    """A value as people read it: empty for null, times to the second."""
-    if value is None:
-        return ""
-    return value.isoformat(" ", "seconds") if isinstance(value, datetime) else str(value)
+    named = [
+        {**each, "name": labels.get(each["phone_number"]) or shortened(each["phone_number"])}
+        for each in shown
+    ]
+    lines = list(layout(named, columns, width).lines()) if named else []
+    if others := len(numbers) - len(shown):
+        lines.append(f"and {counted(others, 'other number')}")
+    return [*lines, summary(record)]
 
 
 def _json_value(value: Any) -> Any:

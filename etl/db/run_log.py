@@ -5,7 +5,7 @@ A run's row is written before its first request. The next run closes the rows of
 
 import socket
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -32,7 +32,6 @@ from etl.db.tables import (
     COUNTS,
     Completeness,
     Status,
-    number_status,
     phone_numbers,
     sync_run_numbers,
     sync_runs,
@@ -73,6 +72,7 @@ class NumberOutcome:
     """How one number of a run ended.
 
     `evidence` is keyed by column name. `proved_run` is an earlier run whose walk this one proved.
+    `changes` counts the chats stored, updated or removed, once all is written.
     """
 
     phone_number: str
@@ -85,6 +85,7 @@ class NumberOutcome:
     proved_run: int | None = None
     error_kind: str | None = None
     error_detail: str | None = None
+    changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +217,8 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
     # A backfill does not record which known chats it did not see.
     if row is None or row.command != "sync" or row.status != "succeeded":
         return None
-    if row.total_count is None:
-        return None
-    unproved = row.completeness in {"consistent", "unproved"}
-    return LastWalk(row.run_id, row.total_count) if unproved else None
-
-
-def last_reads(connection: Connection, numbers: Collection[str]) -> dict[str, datetime]:
-    """By number, when the last run began that read its whole list."""
-    query = (
-        select(number_status.c.phone_number, sync_runs.c.started_at)
-        .join(sync_runs, sync_runs.c.id == number_status.c.run_id)
-        .where(number_status.c.phone_number.in_(sorted(numbers)))
-    )
-    return {row.phone_number: row.started_at for row in connection.execute(query)}
+    provable = row.total_count is not None and row.completeness in {"consistent", "unproved"}
+    return LastWalk(row.run_id, row.total_count) if provable else None
 
 
 def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
@@ -305,9 +294,8 @@ def _sums(run_id: int, usage: ApiUsage) -> dict[str, ColumnElement[Any]]:
 
 def list_runs(connection: Connection, limit: int) -> list[Record]:
     """The latest runs, newest first."""
-    columns = columns_of(connection, sync_runs).values()
-    rows = connection.execute(select(*columns).order_by(sync_runs.c.id.desc()).limit(limit))
-    return [_public(row) for row in rows.mappings()]
+    runs = select(*columns_of(connection, sync_runs).values()).order_by(sync_runs.c.id.desc())
+    return [_public(row) for row in connection.execute(runs.limit(limit)).mappings()]
 
 
 def get_run(connection: Connection, run_id: int) -> Record | None:
@@ -316,39 +304,10 @@ def get_run(connection: Connection, run_id: int) -> Record | None:
     run = connection.execute(select(*columns).where(sync_runs.c.id == run_id)).mappings().first()
     if run is None:
         return None
-    numbers = connection.execute(
-        select(*columns_of(connection, sync_run_numbers).values())
-        .where(sync_run_numbers.c.run_id == run_id)
-        .order_by(sync_run_numbers.c.phone_number)
-    )
-    return {**_public(run), "numbers": [dict(row) for row in numbers.mappings()]}
-
-
-def last_good_syncs(connection: Connection) -> list[Record]:
-    """For each number ever configured: its last complete reading; nulls if there is none."""
-    table, columns = sync_run_numbers, columns_of(connection, sync_run_numbers)
-    last = (
-        select(table.c.phone_number, func.max(table.c.run_id).label("run_id"))
-        .where(columns["status"].in_(GOOD), columns["completeness"].is_not(None))
-        .group_by(table.c.phone_number)
-        .subquery()
-    )
-    entry = and_(table.c.run_id == last.c.run_id, table.c.phone_number == last.c.phone_number)
-    rows = connection.execute(
-        select(
-            phone_numbers.c.phone_number,
-            columns_of(connection, phone_numbers)["label"],
-            table.c.run_id,
-            columns["finished_at"].label("last_good_sync"),
-            columns["completeness"],
-            columns["reason"],
-            columns["total_count"],
-        )
-        .outerjoin(last, last.c.phone_number == phone_numbers.c.phone_number)
-        .outerjoin(table, entry)
-        .order_by(phone_numbers.c.phone_number)
-    )
-    return [dict(row) for row in rows.mappings()]
+    table = sync_run_numbers
+    of_run = select(*columns_of(connection, table).values()).where(table.c.run_id == run_id)
+    numbers = connection.execute(of_run.order_by(table.c.phone_number)).mappings()
+    return {**_public(run), "numbers": [dict(row) for row in numbers]}
 
 
 def _as_busy(holder: LeaseHolder, now: datetime) -> Record:

@@ -17,12 +17,12 @@ from etl.db.run_log import NumberOutcome, Record, RunOutcome
 from etl.db.tokens import read_rates, write_rates
 from etl.db.transactions import Transactions
 from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
-from etl.phone import shortened
 from etl.sync.budget import Budget
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
 from etl.sync.reach import Reach
+from etl.sync.summary import cause, grouped_errors
 from etl.sync.writer import Writer
 
 MAX_REACHED = 10_000  # phone numbers beside the configured ones
@@ -52,7 +52,7 @@ async def sync(
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    writer = Writer(transactions, run_id, clock, client.usage)
+    writer = Writer(transactions, run_id, clock, client.usage, progress.number_ended)
     budget = Budget(config.sync.max_requests)
     tokens = {number.e164: number.token or config.token for number in options.numbers}
     reach = Reach(client, transactions, budget, config.api, tokens, clock)
@@ -93,6 +93,7 @@ class _Run:
         # Not the errors themselves: their tracebacks hold what the numbers had in memory.
         self._exit_codes: set[int] = set()
         self._left_out = 0  # numbers that the token reaches, beyond MAX_REACHED
+        self._labels: dict[str, str | None] = {}
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
@@ -105,9 +106,10 @@ class _Run:
         claim = await context.transactions.write(
             lambda c: run_log.claim(c, context.run_id, numbers, now)
         )
+        self._labels = {number.e164: number.label for number in numbers}
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
-            self._fail(phone_number, BusyError(str(holder)))
+            context.progress.number_ended(self._fail(phone_number, BusyError(str(holder))))
         try:
             held = [number for number in numbers if number.e164 in claim.held]
             await self._set_rates(held)
@@ -120,11 +122,11 @@ class _Run:
         statuses = {outcome.status for outcome in self._outcomes}
         failed = [outcome for outcome in self._outcomes if outcome.status == "failed"]
         kinds = {outcome.error_kind for outcome in failed}
-        details = {outcome.error_detail for outcome in failed}
+        details = [outcome.error_detail for outcome in failed if outcome.error_detail]
         return RunOutcome(
             statuses.pop() if len(statuses) == 1 and not self._left_out else "partial",
             kinds.pop() if len(kinds) == 1 else None,
-            details.pop() if len(details) == 1 else None,
+            details[0] if len(set(map(cause, details))) == 1 else None,
             self._context.client.usage[None],
         )
 
@@ -139,11 +141,11 @@ class _Run:
 
     def errors(self) -> list[str]:
         """A sentence per cause, after the numbers that it stopped."""
-        failed: dict[str, list[str]] = {}
-        for each in self._outcomes:
-            if each.error_detail:
-                failed.setdefault(each.error_detail, []).append(shortened(each.phone_number))
-        errors = [f"{', '.join(numbers)}: {sentence}" for sentence, numbers in failed.items()]
+        failed = [
+            {"phone_number": each.phone_number, "error_detail": each.error_detail}
+            for each in self._outcomes
+        ]
+        errors = grouped_errors(failed, len(self._outcomes), self._labels)
         if self._left_out:
             errors.append(
                 f"The API lists over {MAX_REACHED} phone numbers: {self._left_out} of them were "
@@ -152,7 +154,7 @@ class _Run:
         return errors
 
     async def close(self, outcome: RunOutcome) -> Record:
-        """Write the run's end to the run log and return its record."""
+        """Write the run's end to the run log, tell it, and return its record."""
         run_id, now = self._context.run_id, self._context.clock()
         base_url, rates = self._context.config.api.base_url, self._context.client.rates()
 
@@ -161,7 +163,11 @@ class _Run:
             write_rates(connection, base_url, rates, now)
             return run_log.get_run(connection, run_id)
 
-        return await self._context.transactions.write(finish) or {}
+        record = await self._context.transactions.write(finish)
+        if record is None:
+            return {}
+        self._context.progress.run_ended(record)
+        return record
 
     async def _reached_numbers(self) -> list[PhoneNumber]:
         """The numbers that the default token reaches and that are not configured."""
@@ -215,7 +221,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001  # a bug that one number triggers
             log.crash(error)
             return self._fail(number.e164, error)
-        self._note(outcome)
+        self._outcomes.append(outcome)
         return outcome
 
     def _token(self, number: PhoneNumber) -> Token:
@@ -233,12 +239,8 @@ class _Run:
             error_kind=_kind(error),
             error_detail=_sentence(error),
         )
-        self._note(outcome)
-        return outcome
-
-    def _note(self, outcome: NumberOutcome) -> None:
         self._outcomes.append(outcome)
-        self._context.progress.number_ended(outcome)
+        return outcome
 
 
 def _kind(error: Exception) -> str:

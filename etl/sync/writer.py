@@ -8,6 +8,7 @@ pages, removals and outcome keep their order.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -32,6 +33,7 @@ class Writer:
     """Writes for one run, as long as the run is not closed.
 
     `usage` has what each number spent so far; it is entered in the run log with the pages.
+    `on_closed` gets each outcome once it is committed.
     """
 
     def __init__(
@@ -40,7 +42,10 @@ class Writer:
         run_id: int,
         clock: Callable[[], datetime],
         usage: Mapping[str | None, ApiUsage],
+        on_closed: Callable[[NumberOutcome], None] = lambda _: None,
     ) -> None:
+        self._on_closed = on_closed
+        self._changes: Counter[str] = Counter()
         self._transactions = transactions
         self._usage = usage
         self._run_id = run_id
@@ -75,7 +80,11 @@ class Writer:
                 continue
             self._batches += 1
             write = partial(self._write, batch=batch, number=self._batches)
-            await self._transactions.write(write)
+            self._changes += await self._transactions.write(write)
+            for outcome in batch:
+                if isinstance(outcome, NumberOutcome):
+                    changes = self._changes.pop(outcome.phone_number, 0)
+                    self._on_closed(replace(outcome, changes=changes))
             async with self._room:
                 self._queued_bytes -= sum(
                     item.page.size for item in batch if isinstance(item, ObservedPage)
@@ -101,21 +110,29 @@ class Writer:
             self._queue.task_done()  # for the None
         return batch
 
-    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> None:
-        """Write the run's batch of that number, counted from 1, unless it was committed before."""
+    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> Counter[str]:
+        """Write the run's batch of that number, counted from 1, unless it was committed before.
+
+        Returns how many chats of each phone number changed.
+        """
+        changes: Counter[str] = Counter()
         pages = [item for item in batch if isinstance(item, ObservedPage)]
         run_id, now = self._run_id, self._clock()
         leases.lock_writers(connection)
         if not leases.move_fence(connection, run_id, number):
-            return
+            return changes
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
             counts = store_pages(connection, pages, run_id=run_id, now=now)
             run_log.add_counts(connection, run_id, counts, self._usage)
+            for phone_number, count in counts.items():
+                changes[phone_number] += count["chats_inserted"] + count["chats_updated"]
         for item in batch:
             if isinstance(item, Removals):
                 removed = store_removals(connection, item, run_id=run_id)
                 counts = {item.phone_number: Counter(chats_removed=removed)}
                 run_log.add_counts(connection, run_id, counts, self._usage)
+                changes[item.phone_number] += removed
             elif isinstance(item, NumberOutcome):
                 run_log.close_number(connection, run_id, item, now)
+        return changes

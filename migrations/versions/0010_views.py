@@ -14,55 +14,64 @@ DAYS_AGO = {
     "postgresql": "now() - interval '{}' day",
 }
 
-# Each of the inner queries reads one entry of an index.
+# An index probe for each number and completeness: one max() over them all reads the whole run log.
+PROBE = """(
+            SELECT max(r.run_id) FROM sync_run_numbers r
+            WHERE r.phone_number = n.phone_number AND r.completeness = '{}'
+        )"""
+# One look-up per column, because a planner that joins may read the whole run log.
+COLUMN = """(
+        SELECT r.{} FROM sync_run_numbers r
+        WHERE r.run_id = l.{} AND r.phone_number = n.phone_number
+    ) AS {}"""
 NUMBER_STATUS = """
 CREATE VIEW number_status AS
-SELECT n.phone_number, n.label, n.run_id, g.finished_at AS last_good_sync, g.completeness,
-    g.reason, g.total_count, a.finished_at AS last_attempt_at, a.status AS last_status,
-    CASE WHEN a.status NOT IN ('succeeded', 'partial') THEN a.error_kind END AS last_error_kind,
-    CASE WHEN a.status NOT IN ('succeeded', 'partial') THEN a.error_detail END
-        AS last_error_detail,
-    CASE WHEN a.status NOT IN ('succeeded', 'partial') THEN (
-        SELECT f.finished_at FROM sync_run_numbers f
-        WHERE f.phone_number = n.phone_number AND f.run_id > coalesce(n.run_id, 0)
-            AND f.status IN ('failed', 'interrupted', 'abandoned')
-            AND (f.error_kind IS NULL OR f.error_kind <> 'busy')
-        ORDER BY f.run_id LIMIT 1
-    ) END AS failing_since,
-    CASE WHEN n.run_id IS NULL THEN NULL ELSE NOT EXISTS (
-        SELECT 1 FROM chat_phone_numbers l WHERE l.phone_number = n.phone_number
-    ) END AS always_empty
-FROM (
-    SELECT phone_number, label, last_attempt,
-        CASE WHEN proved >= consistent AND proved >= unproved AND proved > 0 THEN proved
-            WHEN consistent >= unproved AND consistent > 0 THEN consistent
-            WHEN unproved > 0 THEN unproved END AS run_id
+WITH latest AS (
+    SELECT p.phone_number, max(p.good_run) AS good_run, max(p.last_run) AS last_run
     FROM (
-        SELECT p.phone_number, p.label,
-            (
-                SELECT s.run_id FROM sync_run_numbers s
-                WHERE s.phone_number = p.phone_number AND s.status <> 'running'
-                    AND (s.error_kind IS NULL OR s.error_kind <> 'busy')
-                ORDER BY s.run_id DESC LIMIT 1
-            ) AS last_attempt,
-            coalesce((
-                SELECT max(s.run_id) FROM sync_run_numbers s
-                WHERE s.phone_number = p.phone_number AND s.completeness = 'proved'
-            ), 0) AS proved,
-            coalesce((
-                SELECT max(s.run_id) FROM sync_run_numbers s
-                WHERE s.phone_number = p.phone_number AND s.completeness = 'consistent'
-            ), 0) AS consistent,
-            coalesce((
-                SELECT max(s.run_id) FROM sync_run_numbers s
-                WHERE s.phone_number = p.phone_number AND s.completeness = 'unproved'
-            ), 0) AS unproved
-        FROM phone_numbers p
-    ) found
-) n
-LEFT JOIN sync_run_numbers g ON g.run_id = n.run_id AND g.phone_number = n.phone_number
-LEFT JOIN sync_run_numbers a ON a.run_id = n.last_attempt AND a.phone_number = n.phone_number
+        SELECT n.phone_number, {proved} AS good_run, (
+            SELECT max(r.run_id) FROM sync_run_numbers r
+            WHERE r.phone_number = n.phone_number AND r.status <> 'running'
+                AND coalesce(r.error_kind, '') <> 'busy'
+        ) AS last_run
+        FROM phone_numbers n
+        UNION ALL
+        SELECT n.phone_number, {consistent}, 0 FROM phone_numbers n
+        UNION ALL
+        SELECT n.phone_number, {unproved}, 0 FROM phone_numbers n
+    ) p
+    GROUP BY p.phone_number
+)
+SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns}, {last_columns}, (
+        SELECT r.finished_at FROM sync_run_numbers r
+        WHERE r.phone_number = n.phone_number AND r.run_id = (
+            SELECT min(f.run_id) FROM sync_run_numbers f
+            WHERE f.phone_number = n.phone_number AND f.run_id > coalesce(l.good_run, 0)
+                AND f.status IN ('failed', 'abandoned', 'interrupted')
+                AND coalesce(f.error_kind, '') <> 'busy'
+        ) AND NOT EXISTS (
+            SELECT 1 FROM sync_run_numbers g
+            WHERE g.phone_number = n.phone_number AND g.run_id = l.last_run
+                AND (g.status = 'succeeded' OR g.status = 'partial' AND g.completeness IS NOT NULL)
+        )
+    ) AS failing_since,
+    l.good_run IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM chat_phone_numbers c WHERE c.phone_number = n.phone_number
+    ) AS always_empty
+FROM phone_numbers n JOIN latest l ON l.phone_number = n.phone_number
 """
+GOOD_COLUMNS = {
+    "last_good_sync": "finished_at",
+    "completeness": "completeness",
+    "reason": "reason",
+    "total_count": "total_count",
+}
+LAST_COLUMNS = {
+    "last_attempt_at": "finished_at",
+    "last_status": "status",
+    "last_error_kind": "error_kind",
+    "last_error_detail": "error_detail",
+}
 
 # SQLite joins in this order where it is written as CROSS JOIN: it begins with the days asked for.
 # The spread of the largest gain in one aggregate: a window function would keep a filter by day from
@@ -184,7 +193,7 @@ def upgrade() -> None:
         "sync_run_numbers",
         ["phone_number", "completeness", "run_id"],
     )
-    op.execute(NUMBER_STATUS)
+    create_number_status()
     op.execute(MESSAGES_PER_DAY)
     op.execute(MESSAGES_PER_DAY_TOTAL)
     ago = {f"days_ago_{days}": DAYS_AGO[dialect].format(days) for days in (7, 30)}
@@ -208,6 +217,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("table_name", "column_name", name="pk_data_dictionary"),
         comment="Every table, view and column of linq-etl, and what it means.",
     )
+
+
+def create_number_status() -> None:
+    probes = {each: PROBE.format(each) for each in ("proved", "consistent", "unproved")}
+    good, last = look_ups("good_run", GOOD_COLUMNS), look_ups("last_run", LAST_COLUMNS)
+    op.execute(NUMBER_STATUS.format(good_columns=good, last_columns=last, **probes))
+
+
+def look_ups(run: str, columns: dict[str, str]) -> str:
+    return ", ".join(COLUMN.format(column, run, name) for name, column in columns.items())
 
 
 def downgrade() -> None:

@@ -1,5 +1,7 @@
 """runs, status and phone-numbers: tables for people, JSON for machines."""
 
+import os
+import pty
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,11 +10,12 @@ from typing import Any
 import pytest
 
 from etl import __version__
-from etl.cli.inspect import with_age
+from etl.cli.status import NULLS, with_age
 from etl.db.tables import views
 from etl.sandbox import Sandbox, build_world
-from tests.cli.conftest import Synced
-from tests.support.command import A, B, call, environment, execute
+from tests.cli.conftest import Synced, read_terminal
+from tests.support.builders import C
+from tests.support.command import CLOSED_PORT, A, B, call, ended, environment, execute, running
 
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
@@ -25,11 +28,18 @@ def test_runs(synced: Synced) -> None:
     table = call("runs", env=synced.env)
     head, row = table.stdout.splitlines()
     assert (table.code, table.stderr) == (0, "")
-    assert head.split()[:4] == ["id", "command", "status", "started_at"]
-    assert row.split()[:3] == ["1", "sync", "succeeded"]
+    assert head.split() == ["id", "status", "started", "took", "numbers", "changed", "error"]
+    assert (row.split()[:2], row.split()[-3:]) == (["1", "succeeded"], ["2", "0", "+38"])
+    wide = call("runs", "--wide", env=synced.env).stdout.splitlines()[0].split()
+    assert wide[:4] == ["id", "command", "status", "started_at"]
+    assert {"host", "requests", "chats_inserted", "error_kind"} <= set(wide)
     one = call("runs", "1", env=synced.env)
     assert one.code == 0
-    assert all(text in one.stdout for text in (A, B, "consistent", "chats_inserted    38"))
+    *fields, summary = one.stdout.splitlines()
+    assert fields[0] == "id                1"
+    assert "chats_inserted    38" in fields
+    assert fields[-3:] == ["", "2 numbers succeeded without a problem", ""]
+    assert summary.startswith("Run 1: 2 numbers, 40 chats, 38 new, 0 changed, lists consistent, ")
 
 
 def test_runs_for_machines(synced: Synced) -> None:
@@ -83,6 +93,8 @@ def test_monitoring_works_while_a_version_is_rolled_out(other_schema: dict[str, 
     assert [(n["phone_number"], n["total_count"], n["label"]) for n in status.data] == [
         (A, 5, None)
     ]
+    unknown = ("last_attempt_at", "last_error_kind", "failing_since", "always_empty")
+    assert [status.data[0][name] for name in unknown] == [None] * 4
     runs = call("runs", "--json", env=other_schema)
     assert (runs.code, [run["status"] for run in runs.data]) == (0, ["succeeded"])
     one = call("runs", str(runs.data[0]["id"]), "--json", env=other_schema)
@@ -119,7 +131,9 @@ def test_status(synced: Synced) -> None:
     env = {"LINQ_ETL_DATABASE__URL": synced.url}
     table = call("status", "--max-age", "1h", env=env)
     assert (table.code, table.stderr) == (0, "")
-    assert [line.split()[0] for line in table.stdout.splitlines()] == ["phone_number", B, A]
+    *lines, empty, summary = table.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["phone_number", B, A]
+    assert (empty, summary) == ("", "2 fresh")
     rows = call("status", "--json", env=env).data
     assert [(n["completeness"], n["total_count"]) for n in rows] == [("consistent", 20)] * 2
     assert all(0 <= n["age"] < 600 for n in rows)
@@ -140,15 +154,71 @@ def test_a_status_that_is_too_old() -> None:
 
 def test_an_age_is_in_whole_seconds() -> None:
     """From the last good sync to now; null without one."""
-    row: dict[str, Any] = {"phone_number": A, "last_good_sync": NOON}
+    row: dict[str, Any] = {**NULLS, "phone_number": A, "last_good_sync": NOON}
     later = NOON + timedelta(minutes=1, microseconds=999_999)
     assert with_age(row, A, later) == row | {"age": timedelta(minutes=1)}
-    assert with_age(None, A, later) == {
-        **dict.fromkeys(
-            ("label", "last_good_sync", "age", "completeness", "total_count", "reason")
-        ),
-        "phone_number": A,
-    }
+    assert with_age(None, A, later) == {**NULLS, "phone_number": A, "age": None}
+
+
+def test_a_status_for_machines(synced: Synced) -> None:
+    """Every name, in every row; a number that was never synced has nulls."""
+    env = {"LINQ_ETL_DATABASE__URL": synced.url, "LINQ_ETL_SYNC__PHONE_NUMBERS": f"{A},{C}"}
+    good, never = call("status", "--json", env=env).data
+    assert never == dict.fromkeys(good) | {"phone_number": C}
+    assert (good["last_attempt_at"], good["last_status"]) == (good["last_good_sync"], "succeeded")
+    assert (good["failing_since"], good["always_empty"]) == (None, False)
+
+
+def test_a_status_of_a_number_that_fails() -> None:
+    """Exit code 3 with --failing only; it says since when and why, and the worst come first."""
+    env = {"LINQ_ETL_API__MAX_ATTEMPTS": "1"}
+    url = "sqlite:///linq.db"
+    with Sandbox(build_world(chats_per_number=5)) as sandbox:
+        assert call("sync", "--phone-number", B, env=environment(sandbox, url)).code == 0
+    away = environment(CLOSED_PORT, url, A, B, C) | env
+    for _ in range(2):
+        assert call("sync", "--phone-number", B, env=away).code == 5
+    shown = call("status", env=away)
+    head, *rows = shown.stdout.splitlines()[:4]
+    assert (shown.code, head.split()[-3:]) == (0, ["last_attempt_at", "failing_since", "error"])
+    assert [row.split()[0] for row in rows] == [B, C, A]
+    assert " failing, fresh " in rows[0]
+    assert rows[0].endswith("Cannot reach 127.0.0.1 (connection refused), gave up after 1 try.")
+    assert rows[1].split()[1:] == ["never", "never", "synced", "never"]
+    assert shown.stdout.splitlines()[-1] == "1 fresh, 2 never synced; of these 1 failing"
+    assert call("status", "--failing", env=away).code == 3
+    assert call("status", "--failing", env=away | {"LINQ_ETL_SYNC__PHONE_NUMBERS": A}).code == 0
+    failed = call("status", "--json", env=away).data[1]
+    first, _ = (run["finished_at"] for run in reversed(call("runs", "--json", env=away).data[:2]))
+    assert (failed["failing_since"][:19], failed["last_error_kind"]) == (first[:19], "unavailable")
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_a_status_on_a_terminal(synced: Synced, tmp_path: Path, columns: int) -> None:
+    """A label with markup and a line break, or a narrow terminal, changes nothing but the look."""
+    shutil.copy(synced.url.removeprefix("sqlite:///"), tmp_path / "linq.db")
+    execute("sqlite:///linq.db", "UPDATE phone_numbers SET label = '[red]' || char(10) || '[/x]'")
+    env = {"LINQ_ETL_DATABASE__URL": "sqlite:///linq.db", "TERM": "xterm", "LINES": "40"}
+    ours, theirs = pty.openpty()
+    with running("status", env=env | {"COLUMNS": str(columns)}, stdout=theirs) as process:
+        os.close(theirs)
+        shown = read_terminal(ours).splitlines()
+        assert ended(process).code == 0
+    assert max(map(len, shown)) <= columns
+    assert [sum(line.count(number) for line in shown) for number in (A, B)] == [1, 1]
+    assert sum("[red] [/x]" in line for line in shown) == 2
+    assert shown[-1] == "2 fresh"
+
+
+def test_a_number_that_was_always_empty_is_marked() -> None:
+    """In words, and in JSON."""
+    with Sandbox(build_world(numbers=[A], chats_per_number=0)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", A)
+        assert call("sync", env=env).code == 0
+    shown = call("status", env=env).stdout.splitlines()
+    assert " fresh, always empty " in shown[1]
+    assert shown[-1] == "1 fresh; of these 1 always empty"
+    assert call("status", "--json", env=env).data[0]["always_empty"] is True
 
 
 # phone-numbers

@@ -10,6 +10,7 @@ import pytest
 
 from etl.sandbox import Motion, Sandbox, build_world
 from tests.cli.conftest import Synced, read_terminal
+from tests.support.builders import C
 from tests.support.command import (
     CLOSED_PORT,
     TOKEN,
@@ -64,6 +65,66 @@ def test_a_terminal_shows_bars_and_a_table(synced: Synced, tmp_path: Path) -> No
     assert "Run 1: 2 phone numbers" in shown
     assert all(text in shown for text in ("…4472", "…0100", "consistent", "all"))
     assert "run_ended" not in shown
+
+
+def test_numbers_that_did_not_change_are_not_logged() -> None:
+    """The others are, with their label and how many chats changed."""
+    world = build_world(chats_per_number=5)
+    labels = '[[sync.phone_numbers]]\nnumber = "{}"\nlabel = "Zoë [red]"\n'
+    Path("config.toml").write_text("".join(map(labels.format, (A, B))), "utf-8")
+    with Sandbox(world) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db")
+        del env["LINQ_ETL_SYNC__PHONE_NUMBERS"]
+        assert call("sync", env=env).code == 0
+        world.create(A)
+        done = call("--log-json", "sync", env=env)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["run_started", "number_ended", "run_ended"]
+    assert (lines[1]["phone_number"], lines[1]["label"]) == ("…4472", "Zoë [red]")
+    assert (lines[1]["changes"], "Zoë [red]" in done.stderr) == (1, True)
+    assert lines[2]["summary"].startswith("Run 2: 2 numbers, ")
+
+
+def test_a_quiet_sync_prints_problems_only() -> None:
+    """Nothing if all went well; else warnings, the end of the run and the errors by cause."""
+    url = "sqlite:///linq.db"
+    with Sandbox(build_world(chats_per_number=5)) as sandbox:
+        env = environment(sandbox, url)
+        done = call("sync", "--quiet", env=env)
+        assert (done.code, done.stdout, done.stderr) == (0, "", "")
+        reloaded = call("backfill", "--quiet", "--phone-number", A, env=env)
+        assert (reloaded.code, reloaded.stderr) == (0, "")
+        assert call("verify", "--quiet", env=env).stdout == ""
+        partial = call("sync", "--quiet", env=env | {"LINQ_ETL_SYNC__PHONE_NUMBERS": f"{A},{C}"})
+        execute(url, "UPDATE chats SET display_name = 'something else'")
+        assert "WRONG" in call("verify", "--quiet", env=env).stdout
+    number, run, error = partial.stderr.splitlines()
+    assert partial.code == 3
+    assert " warning number_ended phone_number=…0199 status=failed " in number
+    assert " warning run_ended run=3 status=partial " in run
+    assert " numbers_failed=1 " in run
+    assert '"Run 3: 1 of 2 numbers failed: The API refused the request (HTTP 404' in run
+    assert error.startswith("linq-etl: …0199: The API refused the request (HTTP 404")
+
+
+def test_what_stops_all_numbers_is_told_once() -> None:
+    """After how many numbers it stopped, not after all their names; the log ends with an error."""
+    numbers = [f"+1312555{n:04}" for n in range(100, 130)]
+    attempts = {"LINQ_ETL_API__MAX_ATTEMPTS": "2"}
+    env = environment(CLOSED_PORT, "sqlite:///linq.db", *numbers, **attempts)
+    failed = call("sync", "--quiet", env=env)
+    *warnings, run, error = failed.stderr.splitlines()
+    cause = "Cannot reach 127.0.0.1 (connection refused)"
+    assert (failed.code, len(warnings)) == (5, 5)
+    assert " error run_ended run=1 status=failed " in run
+    assert f'summary="Run 1: 30 of 30 numbers failed: {cause}; ' in run
+    assert error == f"linq-etl: 30 of 30 numbers: {cause}, gave up after 2 tries."
+    shown = call("runs", env=env).stdout.splitlines()[1]
+    assert shown.endswith(f"  0/30        0  {cause}")
+    one = call("runs", "1", env=env).stdout.splitlines()
+    assert f"30 of 30 numbers failed: {cause}, gave up after 2 tries." in one
+    assert f"  {' '.join(numbers)}" in one
+    assert len(call("runs", "1", "--json", env=env).data["numbers"]) == 30
 
 
 # sync

@@ -1,8 +1,10 @@
 """The log on stderr: its two formats, its levels, and no private data."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from datetime import datetime
 
 import pytest
@@ -101,15 +103,44 @@ def test_a_field_does_not_replace_a_standard_one(capsys: pytest.CaptureFixture[s
     assert line == {"level": "info", "event": "page stored", "page": 3}
 
 
-def test_quiet_leaves_the_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    """With `quiet`, only errors are written."""
+def test_quiet_leaves_the_problems(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `quiet`, only warnings and errors are written."""
     configure_log(as_json=True, quiet=True)
 
+    log.debug("number_ended")
     log.info("page stored")
     log.warning("throttled")
     log.crash(RuntimeError())
 
-    assert json.loads(capsys.readouterr().err)["event"] == "crash"
+    lines = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["throttled", "crash"]
+
+
+def test_what_did_not_change_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines at level debug are not written."""
+    configure_log(as_json=True)
+
+    log.debug("number_ended")
+
+    assert capsys.readouterr().err == ""
+
+
+def test_letters_are_not_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as JSON nor in a quoted value; what could end the line is."""
+    for as_json in (True, False):
+        configure_log(as_json=as_json)
+        log.info("number_ended", label="Zoë 🎉\u2028\nx")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert r'"Zoë 🎉\u2028\nx"' in line
+
+
+def test_a_stderr_that_knows_only_ascii() -> None:
+    """Other letters are escaped as JSON escapes them."""
+    written = io.BytesIO()
+    with redirect_stderr(io.TextIOWrapper(written, "ascii", "backslashreplace")):
+        configure_log(as_json=True)
+        log.info("number_ended", label="Zoë 🎉")
+        assert json.loads(written.getvalue())["label"] == "Zoë 🎉"
 
 
 def test_configuring_again_writes_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,16 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from etl.cli.output import (
-    as_text,
-    counted,
     print_error,
     print_json,
-    print_run,
     print_table,
-    run_table,
+    run_lines,
 )
 from tests.support.command import A, B
 
@@ -29,6 +25,17 @@ SUMMARY: dict[str, Any] = {
     "chats_updated": 2,
     "chats_removed": 1,
     "requests": 5,
+}
+
+RUN: dict[str, Any] = {
+    "id": 7,
+    "status": "succeeded",
+    "started_at": NOON,
+    "finished_at": NOON + timedelta(seconds=1.5),
+    "requests": 10,
+    "chats_inserted": 3,
+    "chats_updated": 2,
+    "chats_removed": 1,
 }
 
 
@@ -87,57 +94,24 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_a_run_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line per field, then a table of its numbers."""
-    number = {"phone_number": A, "passes": 1, "pages": 4, "rejected": 0, "reason": None}
-    print_run({"id": 7, "error_kind": None, "numbers": [SUMMARY | number | {"error_detail": None}]})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:3] == ["id                7", "error_kind", ""]
-    assert lines[3].split()[:3] == ["phone_number", "status", "completeness"]
-    assert lines[4].split()[:3] == [A, "succeeded", "consistent"]
-
-
-def test_a_summary_of_a_run() -> None:
-    """A line per number, by its label or its last digits, and one for all if there are several."""
+def test_a_run_ends_with_a_line_per_number() -> None:
+    """By its label or its last digits, and a sentence for all of them."""
     numbers = [SUMMARY | {"phone_number": A}, SUMMARY | {"phone_number": B}]
-    record = SUMMARY | {"id": 7, "requests": 10, "numbers": numbers}
-    lines = _rendered(record)
-    assert [line.split()[0] for line in lines if line.split()] == [
-        "Run",
-        "number",
-        lines[3].strip(),
-        "Sales",
-        "…0100",
-        "all",
-    ]
-    one = _rendered(record | {"numbers": numbers[:1]})
-    assert not any(line.strip().startswith("all") for line in one)
+    head, sales, other, sentence = run_lines(RUN | {"numbers": numbers}, {A: "[red]\nSales"}, 80)
+    titles = "number  status     list        chats  new  changed  removed  requests"
+    assert " ".join(head.split()) == " ".join(titles.split())
+    assert sales.split() == ["[red]", "Sales", "succeeded", "consistent", "20", "3", "2", "1", "5"]
+    assert other.split() == ["…0100", "succeeded", "consistent", "20", "3", "2", "1", "5"]
+    chats = "40 chats, 3 new, 2 changed, 1 removed"
+    assert sentence == f"Run 7: 2 numbers, {chats}, lists consistent, 10 requests, 1.5 s"
 
 
-def _rendered(record: dict[str, Any]) -> list[str]:
-    console = Console(width=100, file=io.StringIO())
-    with console.capture() as capture:
-        console.print(run_table(record, {A: "Sales"}))
-    return capture.get().splitlines()
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(0, "0 pages"), (1, "1 page"), (2, "2 pages"), (11, "11 pages")]
-)
-def test_a_noun_agrees_with_its_number(number: int, text: str) -> None:
-    """Only 1 has the singular."""
-    assert counted(number, "page") == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, ""),
-        (0, "0"),
-        (timedelta(hours=2), "2:00:00"),
-        (NOON.replace(microsecond=5), "2025-06-01 12:00:00+00:00"),
-    ],
-)
-def test_a_value_as_people_read_it(value: object, text: str) -> None:
-    """Times are to the second, and null is empty."""
-    assert as_text(value) == text
+def test_a_run_of_many_numbers_ends_with_its_problems() -> None:
+    """At most ten of them; the others are counted."""
+    good = [SUMMARY | {"phone_number": f"+1312555{n:04}"} for n in range(11)]
+    bad = [{**each, "status": "failed"} for each in good]
+    for numbers, shown in ((good, []), (good + bad[:1], ["failed"]), (bad, ["failed"] * 10)):
+        *lines, others, _ = run_lines(RUN | {"numbers": numbers}, {}, 80)
+        assert [line.split()[1] for line in lines[1:]] == shown
+        count = len(numbers) - len(shown)
+        assert others == f"and {count} other number{'' if count == 1 else 's'}"

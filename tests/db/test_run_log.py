@@ -363,22 +363,3 @@ def test_one_run_has_its_numbers(engine: Engine) -> None:
             "numbers": [number_row(B), number_row(A)],
         }
         assert run_log.get_run(connection, 2) is None
-
-
-def test_the_last_good_sync_read_the_whole_list(engine: Engine) -> None:
-    """A later failure does not count, and a number that was never read has nulls."""
-    start(engine)
-    claim(engine, A, B)
-    read: Row = {"completeness": "unproved", "reason": "it moved"}
-    close(engine, NumberOutcome(A, "partial", **read, evidence={"total_count": 12}), now=second(1))
-    finish(engine, RunOutcome("partial"))
-    start(engine)
-    claim(engine, A, run_id=2)
-    close(engine, NumberOutcome(A, "failed"), run_id=2, now=second(100))
-    with reading(engine) as connection:
-        found = run_log.last_good_syncs(connection)
-    good: Row = {"run_id": 1, "last_good_sync": second(1), **read, "total_count": 12}
-    assert found == [
-        {"phone_number": B, "label": None, **dict.fromkeys(good)},
-        {"phone_number": A, "label": None, **good},
-    ]

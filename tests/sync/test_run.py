@@ -5,6 +5,7 @@ from sqlalchemy import Engine
 
 from etl.config import Token
 from etl.db.tables import sync_runs
+from etl.errors import TokenRefusedError
 from tests.support.account import Account, Api
 from tests.support.builders import Rows, config_with
 
@@ -49,3 +50,23 @@ def test_a_run_starts_with_the_rate_that_the_one_before_learned(
     api.good_pages = 100
     account.sync()
     assert list(api.started_with.values()) == [LEARNED]
+
+
+@pytest.mark.parametrize("ending", ["failed", "interrupted"])
+def test_the_log_of_a_run_ends_with_its_end(
+    account: Account, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    """Also if the whole run was ended, by an error or by a signal."""
+    if ending == "failed":
+
+        async def list_phone_numbers(_: object) -> None:
+            raise TokenRefusedError("The API refused the token (401). Get another one.")
+
+        account.api.list_phone_numbers = list_phone_numbers  # type: ignore[assignment, method-assign]
+        with pytest.raises(TokenRefusedError):
+            account.sync(all_reached=True)
+    else:
+        account.interrupt(after_pages=1)
+    last = caplog.records[-1]
+    assert (last.getMessage(), last.__dict__["fields"]["status"]) == ("run_ended", ending)
+    assert last.levelname == ("ERROR" if ending == "failed" else "WARNING")

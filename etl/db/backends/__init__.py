@@ -49,6 +49,9 @@ class Backend(Protocol):
     def begin_writing(self, connection: Connection, name: str) -> None:
         """Apply the settings of a writing transaction; the server shows it under `name`."""
 
+    def begin_report(self, connection: Connection) -> None:
+        """Apply the settings of a transaction that looks up rows among millions."""
+
     def begin_migrating(self, connection: Connection) -> None:
         """Wait for another migration to end; its tables may not exist yet."""
 

@@ -8,7 +8,7 @@ zone, application name); everything else is set for one transaction.
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -62,12 +62,7 @@ _MIGRATION_TIMEOUT: Final = "60s"
 # Both ends notice a silent network within a minute; on this end, libpq's names differ.
 _TCP: Final = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 6}
 _TCP_USER_TIMEOUT_MS: Final = 45_000
-_SETTINGS: Final = {
-    "lock_timeout": "10s",
-    # A writer suspended between two statements must not block the others for ever.
-    "idle_in_transaction_session_timeout": "30s",
-    **{f"tcp_{name}": str(value) for name, value in _TCP.items()},
-    "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
+_PLANNER: Final = {
     # PostgreSQL overestimates the batch and would hash-join whole tables.
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -75,6 +70,14 @@ _SETTINGS: Final = {
     "enable_bitmapscan": "off",
     # Compiling the larger statements takes ten times as long as running them.
     "jit": "off",
+}
+_SETTINGS: Final = {
+    "lock_timeout": "10s",
+    # A writer suspended between two statements must not block the others for ever.
+    "idle_in_transaction_session_timeout": "30s",
+    **{f"tcp_{name}": str(value) for name, value in _TCP.items()},
+    "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
+    **_PLANNER,
 }
 
 
@@ -113,7 +116,15 @@ def missing_file(url: URL) -> None:
 
 def begin_writing(connection: Connection, name: str) -> None:
     """The settings end with the transaction."""
-    settings = _SETTINGS | {"application_name": name}
+    _set(connection, _SETTINGS | {"application_name": name})
+
+
+def begin_report(connection: Connection) -> None:
+    """The settings end with the transaction."""
+    _set(connection, _PLANNER)
+
+
+def _set(connection: Connection, settings: Mapping[str, str]) -> None:
     connection.execute(select(*(func.set_config(*item, True) for item in settings.items())))
 
 

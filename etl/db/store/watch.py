@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
-from etl.db import run_log
 from etl.db.backends import backend
+from etl.db.number_status import last_reads
 from etl.db.store.batch import Observation, ObservedPage
 from etl.db.tables import chat_phone_numbers, phone_numbers
 
@@ -81,7 +81,7 @@ def _last_reads(connection: Connection, numbers: Collection[str]) -> Mapping[str
         given, phone_numbers.c.first_loaded_at.is_not(None)
     )
     found: dict[str, datetime] = {row[0]: row[1] for row in connection.execute(loaded)}
-    return found | run_log.last_reads(connection, found.keys()) if found else found
+    return found | last_reads(connection, found.keys()) if found else found
 
 
 def _later(before: Watch | None, same_until: datetime) -> Watch:
