@@ -2,10 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,6 +87,27 @@ def open_database(
         yield engine
     finally:
         engine.dispose()
+
+
+def make_ready(
+    config: Config, engine: "Engine", *, upgrade_allowed: bool
+) -> Callable[[], datetime]:
+    """Ensure that the schema is current, and return the database's clock.
+
+    Waits for a busy database as a run does. A signal ends it, as in `run_interruptible`.
+    """
+    from etl.db import schema
+    from etl.db.engine import clock_of
+    from etl.db.transactions import Transactions
+
+    transactions = Transactions(engine, patience=config.database.patience)
+
+    async def ready() -> Callable[[], datetime]:
+        if await transactions.read(lambda c: schema.upgrade_needed(c, allowed=upgrade_allowed)):
+            await transactions.write(schema.upgrade_within)
+        return await transactions.read(clock_of)
+
+    return run_interruptible(ready())
 
 
 @contextmanager

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import click
 from msgspec import structs
 
-from etl.cli.context import GlobalOptions, chosen_numbers, open_database, run_interruptible
+from etl.cli.context import (
+    GlobalOptions,
+    chosen_numbers,
+    make_ready,
+    open_database,
+    run_interruptible,
+)
 from etl.cli.output import (
     json_option,
     print_error,
@@ -172,7 +178,8 @@ def verify(options: GlobalOptions, sample: int, quiet: bool, as_json: bool) -> i
     config = options.load_config(needs_numbers=False, quiet=quiet)
     from etl.sync.verify import verify as run_verify
 
-    with open_database(config, existing=True) as engine:
+    with open_database(config, existing=True, empty=True) as engine:
+        make_ready(config, engine, upgrade_allowed=False)
         result = run_interruptible(run_verify(config, engine, sample))
     if as_json:
         print_json(result.as_record())
@@ -187,8 +194,6 @@ def _run(
     """Run a sync or backfill on a current schema; return its exit code."""
     from etl.api.client import LinqClient
     from etl.api.pace import Pace
-    from etl.db.engine import database_clock
-    from etl.db.schema import ensure_current
     from etl.sync.run import sync as run_sync
 
     async def job(engine: "Engine", progress: "Progress") -> "RunResult":
@@ -197,8 +202,7 @@ def _run(
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
     with open_database(config) as engine:
-        ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
-        clock = database_clock(engine)  # Not in the job, whose signals it would hold up.
+        clock = make_ready(config, engine, upgrade_allowed=config.database.auto_upgrade)
         _collect_garbage_rarely()
         with _progress(options, config, quiet=quiet) as progress:
             result = run_interruptible(job(engine, progress))

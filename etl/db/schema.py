@@ -48,14 +48,21 @@ def ensure_current(engine: Engine, *, upgrade_allowed: bool) -> None:
     Raises SchemaError if it is not allowed, if the revision is unknown, or as `ensure_usable`.
     """
     with reading(engine) as connection:
-        revision = usable_revision(connection)
+        needed = upgrade_needed(connection, allowed=upgrade_allowed)
+    if needed:
+        upgrade(engine)
+
+
+def upgrade_needed(connection: Connection, *, allowed: bool) -> bool:
+    """Whether the schema is older or empty. Raises SchemaError as `ensure_current`."""
+    revision = usable_revision(connection)
     if revision == REVISION:
-        return
+        return False
     ensure_known(revision)
-    if not upgrade_allowed:
+    if not allowed:
         state = "has no tables yet" if revision is None else f"is at the older revision {revision}"
         raise SchemaError(f"the database {state}; run `linq-etl db upgrade`")
-    upgrade(engine)
+    return True
 
 
 def ensure_usable(engine: Engine) -> None:
@@ -108,13 +115,18 @@ def upgrade(engine: Engine) -> str:
 
     Raises SchemaError if the revision is unknown, or as `ensure_usable`.
     """
+    with writing(engine) as connection:
+        return upgrade_within(connection)
+
+
+def upgrade_within(connection: Connection) -> str:
+    """As `upgrade`, in a writing transaction."""
     from alembic import command
 
-    with _migrating(engine) as config:
-        connection = config.attributes["connection"]
-        if usable_revision(connection) != REVISION:
-            command.upgrade(config, "head")
-        write_dictionary(connection)
+    config = _begin_migrating(connection)
+    if usable_revision(connection) != REVISION:
+        command.upgrade(config, "head")
+    write_dictionary(connection)
     return REVISION
 
 
@@ -158,11 +170,15 @@ def differences(engine: Engine) -> str | None:
 def _migrating(engine: Engine) -> Iterator["Config"]:
     """An Alembic configuration whose commands run in one writing transaction."""
     with writing(engine) as connection:
-        backend(connection.dialect).begin_migrating(connection)
-        ensure_known(read_revision(connection))
-        config = _config()
-        config.attributes["connection"] = connection
-        yield config
+        yield _begin_migrating(connection)
+
+
+def _begin_migrating(connection: Connection) -> "Config":
+    backend(connection.dialect).begin_migrating(connection)
+    ensure_known(read_revision(connection))
+    config = _config()
+    config.attributes["connection"] = connection
+    return config
 
 
 def _config() -> "Config":
@@ -192,7 +208,9 @@ def usable_revision(connection: Connection) -> str | None:
     if revision is None:
         catalog = inspect(connection)
         found = {*catalog.get_table_names(), *catalog.get_view_names()}
-        if taken := sorted(found & {*metadata.tables, *views.tables}):
+        taken = sorted(found & {*metadata.tables, *views.tables})
+        # Another run may have created them since the revision was read; then there is one now.
+        if taken and (revision := read_revision(connection)) is None:
             raise SchemaError(
                 "the database has tables of another program with the names that this one needs "
                 f"({', '.join(taken)}): use another database"

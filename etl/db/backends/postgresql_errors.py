@@ -1,5 +1,6 @@
 """What PostgreSQL's errors mean: a sentence for the operator, and whether the error passes."""
 
+import re
 from contextlib import suppress
 from typing import Final
 
@@ -32,6 +33,11 @@ _RIGHTS: Final = (
 _CONFLICTS: Final = {"40001", "40P01", "23505"}
 # A lock timeout, too many connections, a session that was ended.
 _PASSING: Final = {"55P03", "53300", "25P03", "57P01", "57P02", "57P03", "57P05"}
+# How a server, or PgBouncer, refuses connections for a while: libpq passes on no SQLSTATE of that.
+_BUSY: Final = re.compile(
+    "too many (clients|connections)|connection slots are reserved|the database system is |"
+    "could not fork new process|no more connections allowed"
+)
 
 
 def explain(error: BaseException, url: URL) -> str | None:
@@ -101,14 +107,20 @@ def quoted(name: str) -> str:
 
 
 def outage(error: BaseException, engine: Engine) -> Outage | None:
-    """By SQLSTATE; libpq's own errors, such as a lost connection, have none."""
+    """By SQLSTATE; libpq's own errors, such as a lost connection, have none.
+
+    A server that was never reached is waited for only if it says that it is busy: what else libpq
+    says may be a wrong URL.
+    """
     state = getattr(error, "sqlstate", None)
     if state in _CONFLICTS:
         return "conflict"
     if state == _READ_ONLY:
         return "unavailable" if _is_standby(engine) else None
-    lost = state is None and isinstance(error, psycopg.OperationalError)
-    return "unavailable" if lost or state in _PASSING or (state or "").startswith("08") else None
+    if state is None and isinstance(error, psycopg.OperationalError):
+        reached = engine.dialect.server_version_info is not None
+        return "unavailable" if reached or _BUSY.search(str(error)) else None
+    return "unavailable" if state in _PASSING or (state or "").startswith("08") else None
 
 
 def _is_standby(engine: Engine) -> bool:
