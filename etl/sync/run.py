@@ -22,6 +22,7 @@ from etl.sync.budget import Budget
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
+from etl.sync.room import Room
 from etl.sync.writer import Writer
 
 MAX_REACHED = 10_000  # phone numbers beside the configured ones
@@ -53,7 +54,9 @@ async def sync(
     transactions.run_id = run_id
     writer = Writer(transactions, run_id, clock, client.usage)
     budget = Budget(config.sync.max_requests)
-    context = RunContext(config, transactions, client, writer, budget, progress, run_id, clock)
+    context = RunContext(
+        config, transactions, client, writer, budget, progress, run_id, clock, Room()
+    )
     run = _Run(context, options, lease_keeper)
     try:
         await run.run()
