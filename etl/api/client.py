@@ -92,8 +92,13 @@ class LinqClient:
     async def __aexit__(self, *_: object) -> None:
         await self._transport.aclose()
 
-    async def list_chats(self, context: RequestContext, page_number: int) -> Page:
-        """Read one page of the list of the context's phone number; pages count from 1."""
+    async def list_chats(
+        self, context: RequestContext, page_number: int, *, again: bool = False
+    ) -> Page:
+        """Read one page of the list of the context's phone number; pages count from 1.
+
+        `again` counts the request as a retry.
+        """
         if context.phone_number is None:
             raise ValueError("List Chats needs a phone number")
         query = {
@@ -105,7 +110,7 @@ class LinqClient:
         def decode(body: bytes, sent_at: datetime) -> Page:
             return decode_page(body, page_number, sent_at)
 
-        return await self._get(context, f"/chats?{urlencode(query)}", decode)
+        return await self._get(context, f"/chats?{urlencode(query)}", decode, again=again)
 
     async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
         """Read one chat; None if the API says that it does not exist (404, code not_found)."""
@@ -132,12 +137,15 @@ class LinqClient:
         """Requests a second that the API allows each token, where it has throttled."""
         return {token: lane.rate for token, lane in self._lanes.items() if lane.rate}
 
-    async def _get(self, context: RequestContext, target: str, decode: Decode[T]) -> T:
+    async def _get(
+        self, context: RequestContext, target: str, decode: Decode[T], *, again: bool = False
+    ) -> T:
         tries = Tries(
             self._config.max_attempts,
             lambda: self._answered_at,
             self._monotonic,
             self._monotonic(),
+            sent=int(again),
         )
 
         def after(state: RetryCallState) -> None:

@@ -76,8 +76,8 @@ class Page(Struct, frozen=True):
     """One page of a number's list, requested at `observed_at`.
 
     `total_count` and `last_page` are None if the API sent neither or contradicted its own rows.
-    `size` bounds the bytes that the texts take in memory. A gap is a page without rows that the API
-    counts among its pages.
+    `size` is roughly the most bytes that the records take in memory. A gap is a page without rows
+    that the API counts among its pages.
     """
 
     page_number: int

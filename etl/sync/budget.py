@@ -4,6 +4,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from etl.api.models import Page
+from etl.sync.room import Reading, Room
 
 Fetch = Callable[[int], Awaitable[Page]]
 
@@ -49,12 +50,21 @@ class BoundedFetch:
     """Reads pages of one list: in all, at most (max_passes + 1) * the pages first counted + 28.
 
     `max_uncounted` bounds the pages of a list that the API does not count; None if nothing does.
+    `fetch_again` repeats a request, which does not count. The numbers of a run share the `room`.
     """
 
     def __init__(
-        self, fetch: Fetch, *, max_passes: int, max_uncounted: int | None = MAX_UNCOUNTED_PAGES
+        self,
+        fetch: Fetch,
+        *,
+        max_passes: int,
+        max_uncounted: int | None = MAX_UNCOUNTED_PAGES,
+        fetch_again: Fetch | None = None,
+        room: Room | None = None,
     ) -> None:
         self.max_passes = max_passes
+        self.again = fetch_again or fetch
+        self.room = room or Room()
         self._fetch = fetch
         self._max_uncounted = math.inf if max_uncounted is None else max_uncounted
         self._first_pages: int | None = None  # pages first counted
@@ -68,6 +78,12 @@ class BoundedFetch:
             raise self._exhausted()
         self._requests += 1
         return await self._fetch(page_number)
+
+    def ahead(self, page_number: int, expected: int) -> Reading | None:
+        """Start to read a page of the expected size; None if there is no room for it."""
+        if not self.room.take(expected):
+            return None
+        return Reading(self.room, expected, lambda: self(page_number))
 
     @property
     def is_counted(self) -> bool:

@@ -17,10 +17,11 @@ from etl.db.store.batch import ObservedPage
 from etl.db.store.removals import CHUNK, Removals, known_chats
 from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
-from etl.sync.budget import BoundedFetch, Budget, BudgetSpentError
+from etl.sync.budget import MAX_UNCOUNTED_PAGES, BoundedFetch, Budget, BudgetSpentError
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
 from etl.sync.progress import Progress
 from etl.sync.reach import UNREACHED, Reach
+from etl.sync.room import Room
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, read_range, walk
 from etl.sync.writer import Writer
@@ -58,6 +59,7 @@ class RunContext:
     progress: Progress
     run_id: int
     clock: Callable[[], datetime]
+    room: Room
 
 
 class NumberSync:
@@ -249,9 +251,13 @@ class NumberSync:
 
     def _bounded_fetch(self) -> BoundedFetch:
         sync = self._context.config.sync
-        if sync.max_requests is None:
-            return BoundedFetch(self._fetch, max_passes=sync.max_passes)
-        return BoundedFetch(self._fetch, max_passes=sync.max_passes, max_uncounted=None)
+        return BoundedFetch(
+            self._fetch,
+            max_passes=sync.max_passes,
+            max_uncounted=MAX_UNCOUNTED_PAGES if sync.max_requests is None else None,
+            fetch_again=self._fetch_again,
+            room=self._context.room,
+        )
 
     def _charge(self) -> None:
         """Take a request, and the retries since the last one, from the run's budget."""
@@ -266,9 +272,13 @@ class NumberSync:
             self._spent = str(error)
             raise
 
-    async def _fetch(self, page: int) -> Page:
+    async def _fetch(self, page_number: int) -> Page:
         self._charge()
-        return await self._context.client.list_chats(self._request, page)
+        return await self._context.client.list_chats(self._request, page_number)
+
+    async def _fetch_again(self, page_number: int) -> Page:
+        # Charged with the other retries.
+        return await self._context.client.list_chats(self._request, page_number, again=True)
 
     async def _deliver(self, page: Page) -> None:
         self._rejected += len(page.rejected)

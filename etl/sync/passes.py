@@ -1,20 +1,18 @@
 """One reading of a number's list from its first page to its last, and the evidence it gathers."""
 
-import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterable
 
 from etl.api.models import Page
 from etl.errors import ApiUnavailableError
 from etl.sync.budget import BoundedFetch, EndlessListError
 from etl.sync.frontier import Frontier
+from etl.sync.room import Reading
 from etl.sync.seen import ChatIds
 
 Deliver = Callable[[Page], Awaitable[None]]
 
-READ_AHEAD_BYTES = 16 * 1024 * 1024  # of pages in flight
 # More pages in a row without a new id mean a broken API, not a moving list. If the API does not
 # count the list, nothing else ends it.
 MAX_PAGES_WITHOUT_NEW_IDS = 100
@@ -48,6 +46,7 @@ class Pass:
         self._first_page_ids = 0
         self._pages_without_new_ids = 0  # in a row
         self._gap: int | None = None  # an empty page before the list's end
+        self._largest = 0  # bytes of a page
 
     @property
     def is_stable(self) -> bool:
@@ -122,16 +121,31 @@ class Pass:
     async def _read_concurrently(
         self, first: int, width: int, *, last: int | None = None, leading: Iterable[int] = ()
     ) -> None:
-        """Read in order from this page to the list's end, or to `last`."""
+        """Read the `leading` pages, then from this page to the list's end, or to `last`.
 
-        def end() -> int:
-            return self.last_page if last is None else min(self.last_page, last)
-
-        pages = _prefetch(self._fetch, first, end, width, leading=leading)
-        async with aclosing(pages):
-            async for page in pages:
-                await self._process(page)
+        They are processed in order, `width` in flight as far as there is room for them. The end is
+        looked at before each request, as the list may grow or shrink.
+        """
+        in_flight = deque((number, self._start(number)) for number in leading)
+        ahead = 2
+        try:
+            while True:
+                end = self.last_page if last is None else min(self.last_page, last)
+                while len(in_flight) < min(width, ahead) and first <= end:
+                    reading = self._start(first)
+                    if in_flight and not reading:
+                        break
+                    in_flight.append((first, reading))
+                    first += 1
+                if not in_flight:
+                    break
+                await self._process_in_turn(*in_flight.popleft())
                 self._check_progress()
+                ahead += 2
+        finally:
+            for _, reading in in_flight:
+                if reading:
+                    await reading.close()
         self.read_to_end = True
 
     async def _read_from(
@@ -174,11 +188,26 @@ class Pass:
             previous_start = start
 
     async def _read(self, page_number: int) -> None:
-        await self._process(await self._fetch(page_number))
+        await self._process_in_turn(page_number, self._start(page_number))
+
+    def _start(self, page_number: int) -> Reading | None:
+        return self._fetch.ahead(page_number, self._largest)
+
+    async def _process_in_turn(self, page_number: int, reading: Reading | None) -> None:
+        """Process the page, which is read alone if there was no room for it."""
+        if reading:
+            async with reading:
+                if page := await reading.page():
+                    await self._process(page)
+                    return
+        async with self._fetch.room.alone:
+            read = self._fetch.again if reading else self._fetch
+            await self._process(await read(page_number))
 
     async def _process(self, page: Page) -> None:
         """Update the evidence with a page, then deliver it."""
         self._requests += 1
+        self._largest = max(self._largest, page.size)
         self._count_ids(page)
         self._compare_totals(page)
         self._find_end(page)
@@ -236,35 +265,3 @@ class Pass:
             self._gap, self._can_be_consistent = page.page_number, False
         elif not self._page_ids:
             self.last_page = min(self.last_page, page.page_number)
-
-
-async def _prefetch(
-    fetch: BoundedFetch,
-    first: int,
-    last: Callable[[], int],
-    width: int,
-    *,
-    leading: Iterable[int] = (),
-) -> AsyncGenerator[Page, None]:
-    """Yield the `leading` pages, then those from `first` to `last()`, in order, `width` in flight.
-
-    `last` is called before each request, as the list may grow or shrink. Large pages are read one
-    by one, so that those in flight fit into READ_AHEAD_BYTES unless all grow at once.
-    """
-    in_flight = deque(asyncio.ensure_future(fetch(number)) for number in leading)
-    largest, ahead = 1, 2
-    try:
-        while True:
-            most = max(min(width, ahead, READ_AHEAD_BYTES // largest), 1)
-            while len(in_flight) < most and first <= last():
-                in_flight.append(asyncio.ensure_future(fetch(first)))
-                first += 1
-            if not in_flight:
-                return
-            page = await in_flight.popleft()
-            largest, ahead = max(largest, page.size), ahead + 2
-            yield page
-    finally:
-        for task in in_flight:
-            task.cancel()
-        await asyncio.gather(*in_flight, return_exceptions=True)

@@ -22,6 +22,7 @@ from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
 from etl.sync.reach import Reach
+from etl.sync.room import Room
 from etl.sync.summary import cause, grouped_errors
 from etl.sync.writer import Writer
 
@@ -57,7 +58,7 @@ async def sync(
     tokens = {number.e164: number.token or config.token for number in options.numbers}
     reach = Reach(client, transactions, budget, config.api, tokens, clock)
     context = RunContext(
-        config, transactions, client, writer, budget, reach, progress, run_id, clock
+        config, transactions, client, writer, budget, reach, progress, run_id, clock, Room()
     )
     run = _Run(context, options, lease_keeper)
     try:

@@ -24,7 +24,7 @@ from etl.db.transactions import Transactions
 
 BATCH = 100
 GATHER_SECONDS = 0.1
-MAX_QUEUE_BYTES = 8 * 1024 * 1024  # of responses; their decoded values take some ten times as much
+MAX_QUEUE_BYTES = 16 * 1024 * 1024  # in memory; their rows take as much again
 
 Item = ObservedPage | Removals | NumberOutcome
 
@@ -76,22 +76,26 @@ class Writer:
         Raises DatabaseError or LeaseLostError, after which nothing more is written.
         """
         while True:
-            if not (batch := await self._gather()):
-                continue
-            self._batches += 1
-            write = partial(self._write, batch=batch, number=self._batches)
-            self._changes += await self._transactions.write(write)
-            for outcome in batch:
-                if isinstance(outcome, NumberOutcome):
-                    changes = self._changes.pop(outcome.phone_number, 0)
-                    self._on_closed(replace(outcome, changes=changes))
-            async with self._room:
-                self._queued_bytes -= sum(
-                    item.page.size for item in batch if isinstance(item, ObservedPage)
-                )
-                self._room.notify_all()
-            for _ in batch:
-                self._queue.task_done()
+            await self._store(await self._gather())
+
+    async def _store(self, batch: Sequence[Item]) -> None:
+        # A function of its own: the batch is not kept while the next one gathers.
+        if not batch:
+            return
+        self._batches += 1
+        write = partial(self._write, batch=batch, number=self._batches)
+        self._changes += await self._transactions.write(write)
+        for outcome in batch:
+            if isinstance(outcome, NumberOutcome):
+                changes = self._changes.pop(outcome.phone_number, 0)
+                self._on_closed(replace(outcome, changes=changes))
+        async with self._room:
+            self._queued_bytes -= sum(
+                item.page.size for item in batch if isinstance(item, ObservedPage)
+            )
+            self._room.notify_all()
+        for _ in batch:
+            self._queue.task_done()
 
     def _fits(self, page: ObservedPage) -> bool:
         return not self._queued_bytes or self._queued_bytes + page.page.size <= MAX_QUEUE_BYTES

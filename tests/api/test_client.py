@@ -78,8 +78,17 @@ def test_list_chats_returns_the_page(server: Server, caller: Caller) -> None:
         rejected=(),
         texts_cleaned=0,
         observed_at=NOON,
-        size=len(answer.body),
+        size=len(answer.body) + 200,
     )
+
+
+def test_a_page_that_is_read_again_counts_as_a_retry(server: Server, caller: Caller) -> None:
+    """The caller dropped it; its own retries count too."""
+    server.answers = [Answer(503), OK]
+
+    caller.call(server.url, lambda client, context: client.list_chats(context, 1, again=True))
+
+    assert caller.usage == ApiUsage(requests=2, retries=2)
 
 
 def test_list_chats_needs_a_phone_number(server: Server, caller: Caller) -> None:

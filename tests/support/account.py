@@ -41,14 +41,16 @@ class Api(MemoryClient):
     def clock(self) -> datetime:
         return datetime.now(UTC)
 
-    async def list_chats(self, context: RequestContext, page: int) -> Page:
+    async def list_chats(
+        self, context: RequestContext, page_number: int, *, again: bool = False
+    ) -> Page:
         self.good_pages -= 1
         if self.good_pages < 0:
             if self.interrupted:
                 self.interrupted.cancel()
                 await asyncio.Event().wait()
             raise ApiUnavailableError("the API is down")
-        return await super().list_chats(context, page)
+        return await super().list_chats(context, page_number, again=again)
 
     async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
         self.asked.append(chat_id)

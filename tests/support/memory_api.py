@@ -74,7 +74,9 @@ class MemoryClient(LinqClient):
         self._time = max(self._time + timedelta(microseconds=1), datetime.now(UTC))
         return self._time
 
-    async def list_chats(self, context: RequestContext, page_number: int) -> Page:
+    async def list_chats(
+        self, context: RequestContext, page_number: int, *, again: bool = False
+    ) -> Page:
         await self._before_answer()
         answer = self.world.page(self.number, page_number, self.per_page)
         self.sent |= {chat["id"]: chat for chat in answer["data"]}

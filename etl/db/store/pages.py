@@ -7,10 +7,15 @@ from datetime import datetime
 from sqlalchemy import Connection, and_, func, insert, select
 
 from etl.db.backends import backend
-from etl.db.store.batch import ObservedPage, latest_observations, split_new_and_changed
+from etl.db.store.batch import (
+    Observation,
+    ObservedPage,
+    latest_observations,
+    split_new_and_changed,
+)
 from etl.db.store.diff import Diff, diff, is_newer
 from etl.db.store.memberships import store_memberships
-from etl.db.store.read import read_chats
+from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
 from etl.db.tables import rejected_records
@@ -30,21 +35,40 @@ def store_pages(
     connection: Connection, pages: Sequence[ObservedPage], *, run_id: int, now: datetime
 ) -> Counts:
     """Write what the pages change; return the run log's counts."""
+    counts: Counts = {page.phone_number: Counter() for page in pages}
     new, changed = split_new_and_changed(connection, latest_observations(pages))
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
-    changed_ids = [each.chat.id for each in changed]
-    stored = read_chats(connection, changed_ids)
-    watches = watch_stored(connection, changed_ids)
-    for observation in changed:
-        chat_id = observation.chat.id
-        if not is_newer(stored[chat_id], observation, now):
-            watch = watches.get(chat_id, UNWATCHED)
-            diffs.append(diff(stored[chat_id], observation, watch))
-    write_diffs(connection, diffs, run_id)
+    _store_diffs(connection, diffs, run_id, counts)
+    for portion in portions(connection, changed):
+        _store_diffs(connection, _diffs(connection, portion, now), run_id, counts)
     store_memberships(connection, pages, now)
     rejected = _store_rejected(connection, pages, run_id)
-    return _counts(pages, diffs, rejected)
+    _count_pages(counts, pages, rejected)
+    return counts
+
+
+def _diffs(
+    connection: Connection, observations: Sequence[Observation], now: datetime
+) -> list[Diff]:
+    ids = [each.chat.id for each in observations]
+    stored, watches = read_chats(connection, ids), watch_stored(connection, ids)
+    return [
+        diff(before, each, watches.get(each.chat.id, UNWATCHED))
+        for each in observations
+        if not is_newer(before := stored[each.chat.id], each, now)
+    ]
+
+
+def _store_diffs(
+    connection: Connection, diffs: Sequence[Diff], run_id: int, counts: Counts
+) -> None:
+    write_diffs(connection, diffs, run_id)
+    for each in diffs:
+        count = counts[each.observation.counted_for]
+        for name in _DIFF_COUNTS:
+            if number := getattr(each, name):
+                count[name] += number
 
 
 def _store_rejected(
@@ -87,13 +111,7 @@ def _store_rejected(
     return Counter(phone_number for phone_number, _ in found)
 
 
-def _counts(pages: Sequence[ObservedPage], diffs: Iterable[Diff], rejected: Counter[str]) -> Counts:
-    counts: Counts = {page.phone_number: Counter() for page in pages}
-    for each in diffs:
-        count = counts[each.observation.counted_for]
-        for name in _DIFF_COUNTS:
-            if number := getattr(each, name):
-                count[name] += number
+def _count_pages(counts: Counts, pages: Iterable[ObservedPage], rejected: Counter[str]) -> None:
     for page in pages:
         count = counts[page.phone_number]
         count["pages"] += page.listed
@@ -103,4 +121,3 @@ def _counts(pages: Sequence[ObservedPage], diffs: Iterable[Diff], rejected: Coun
         count["rejected"] += rejected[phone_number]
         written = count["chats_inserted"] + count["chats_updated"]
         count["chats_unchanged"] = count["chats_seen"] - written
-    return counts

@@ -1,14 +1,17 @@
 """Read stored chats with their participants, by id."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Column, ColumnElement, Connection, Text, cast, func, select
 
 from etl.api.models import canonical_json
 from etl.db.backends import Row, backend
+from etl.db.store.batch import Observation
 from etl.db.store.diff import ChatRow, HandleRow, StoredChat
 from etl.db.tables import chat_handles, chats
 
+PORTION_BYTES = 16 * 1024 * 1024
+_ROW_BYTES = 300  # of a participant, besides its texts
 _CHAT_COLUMNS = [chats.c[name] for name in ChatRow.__struct_fields__]
 _HANDLE_COLUMNS = [chat_handles.c[name] for name in HandleRow.__struct_fields__]
 
@@ -32,6 +35,48 @@ def read_chats(connection: Connection, chat_ids: Iterable[int]) -> dict[int, Sto
         handle = HandleRow(*_with_extra_text(row))
         found[handle.chat_id].handles[handle.id] = handle
     return found
+
+
+def portions(
+    connection: Connection, observations: Sequence[Observation]
+) -> Iterator[list[Observation]]:
+    """Divide them so that the stored chats of each portion take few bytes in memory.
+
+    However little is observed now, much may have been stored before.
+    """
+    sizes = _stored_sizes(connection, [each.chat.id for each in observations])
+    portion: list[Observation] = []
+    size = 0
+    for observation in observations:
+        more = sizes.get(observation.chat.id, 0)
+        if portion and size + more > PORTION_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(observation)
+        size += more
+    if portion:
+        yield portion
+
+
+def _stored_sizes(connection: Connection, chat_ids: Iterable[int]) -> dict[int, int]:
+    """Roughly the most bytes that each chat takes in memory with its participants."""
+    database = backend(connection.dialect)
+    given = database.id_table(chat_ids)
+    of_handles = (
+        select(func.sum(_ROW_BYTES + _text_bytes(chat_handles.c.service, chat_handles.c.extra)))
+        .where(chat_handles.c.chat_id == given.c.id)
+        .scalar_subquery()
+    )
+    of_chat = _text_bytes(chats.c.display_name, chats.c.service, chats.c.extra)
+    sizes = select(chats.c.id, of_chat + func.coalesce(of_handles, 0)).select_from(
+        given.join(chats, chats.c.id == given.c.id)
+    )
+    return dict(database.fetch_rows(connection, sizes))
+
+
+def _text_bytes(*columns: Column[str]) -> ColumnElement[int]:
+    lengths = [func.coalesce(func.length(cast(column, Text)), 0) for column in columns]
+    return 4 * sum(lengths[1:], start=lengths[0])
 
 
 def _with_extra_text(row: Row) -> Row:

@@ -1,12 +1,13 @@
 """Texts, numbers, times and unknown fields come back as the API sent them."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 
 import pytest
 from sqlalchemy import Engine
 
-from etl.db.tables import chat_handles, chat_phone_numbers, chats
+from etl.db.tables import chat_events, chat_handles, chat_phone_numbers, chats
 from tests.db.store.conftest import Store, counts, forget_digests
 from tests.support.builders import (
     JOINED,
@@ -160,3 +161,36 @@ def test_unknown_values_are_unchanged_when_read_again(
     forget_digests(engine)
     again = chat(size=value, chat_handles=[handle(size=value)])
     assert store(observed_page(again, at=minute(1))) == {A: counts(chats_unchanged=1)}
+
+
+def test_large_stored_texts_are_compared_in_little_memory(store: Store, rows: Rows) -> None:
+    """However little replaces them, many of them are never in memory at once."""
+    name = "😀" + "a" * (2**20 - 1)  # 4 MiB in memory
+    for number in range(40):
+        store(observed_page(chat(number, display_name=name)))
+
+    short = observed_page(*map(chat, range(40)), at=minute(1))
+    tracemalloc.start()
+    try:
+        store(short)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 100 * 2**20
+    assert {row["display_name"] for row in rows(chats)} == {"Ada"}
+
+
+def test_chats_that_are_compared_one_by_one(
+    store: Store, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts and the order of events are those of a single portion."""
+    monkeypatch.setattr("etl.db.store.read.PORTION_BYTES", 1)
+    store(observed_page(chat(1), chat(2), chat(3)))
+    changed = (chat(number, display_name="Bo", chat_handles=[]) for number in (1, 2, 3))
+    found = store(observed_page(*changed, chat(4), at=minute(1)))[A]
+    names = ("chats_seen", "chats_inserted", "chats_updated", "handles_removed")
+    assert [found[name] for name in names] == [4, 1, 3, 3]
+    happened = [(row["chat_id"], row["kind"]) for row in rows(chat_events)]
+    changes = [(n, kind) for n in (1, 2, 3) for kind in ("renamed", "left")]
+    assert happened == [(4, "created"), *changes]
