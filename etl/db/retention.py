@@ -30,7 +30,7 @@ from etl.db.tables import (
 )
 from etl.db.transactions import Transactions
 
-ROWS: Final = 10_000  # that one transaction deletes at most
+ROWS: Final = 4_000  # that one transaction deletes at most
 RUNS: Final = 500  # that one statement names at most
 # SQLite has no queue of writers: one that waits tries again at least every 100 ms.
 PAUSE_SECONDS: Final = 0.15
