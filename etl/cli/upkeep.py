@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from etl.cli.context import GlobalOptions, open_database, run_interruptible
-from etl.cli.output import as_text, counted, json_option, print_json, print_text
+from etl.cli.output import counted, json_option, print_json, print_text
 from etl.cli.parameters import Duration
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def prune(options: GlobalOptions, age: timedelta, as_json: bool) -> None:
 def _sentence(pruned: "Pruned") -> str:
     runs, numbers = counted(pruned.runs, "run"), counted(pruned.numbers, "row")
     rejected, kept = counted(pruned.rejected, "rejected record"), counted(pruned.kept_runs, "run")
-    before = as_text(pruned.older_than)
+    before = pruned.older_than.isoformat(" ", "seconds")
     return (
         f"from before {before}: deleted {runs} with {numbers} of phone numbers and {rejected}; "
         f"kept {kept} still needed"

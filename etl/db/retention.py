@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Table, delete, func, select
+from sqlalchemy import Column, Connection, Table, delete, func, or_, select
 
 from etl import log
 from etl.db import leases
@@ -29,6 +29,7 @@ from etl.db.tables import (
     sync_runs,
 )
 from etl.db.transactions import Transactions
+from etl.errors import BusyError
 
 ROWS: Final = 4_000  # that one transaction deletes at most
 RUNS: Final = 500  # that one statement names at most
@@ -167,12 +168,15 @@ def _needed(connection: Connection, phone_number: str, limit: int) -> set[int]:
     """The runs below the limit whose entry of the number is still read.
 
     Its last walk, which the next one may prove, or its last backfill, which the next one may
-    resume; its last complete reading; and its first failure of each kind since then.
+    resume; its last attempt, which was not busy; its last complete reading; and its first failure
+    of each kind since then.
     """
     table = sync_run_numbers
     of_number = table.c.phone_number == phone_number
     last = select(table.c.run_id).where(of_number).order_by(table.c.run_id.desc()).limit(1)
     walk = connection.execute(last.where(table.c.run_id < limit)).scalar()
+    was_tried = or_(table.c.error_kind.is_(None), table.c.error_kind != BusyError.kind)
+    attempt = connection.execute(last.where(table.c.status != "running", was_tried)).scalar()
     read = last.where(table.c.status.in_(GOOD), table.c.completeness.is_not(None))
     good = connection.execute(read).scalar()
     failures = connection.execute(
@@ -180,7 +184,8 @@ def _needed(connection: Connection, phone_number: str, limit: int) -> set[int]:
         .where(of_number, table.c.run_id > (good or 0), table.c.status.not_in(GOOD))
         .group_by(table.c.status, table.c.error_kind)
     ).scalars()
-    return {run_id for run_id in (walk, good, *failures) if run_id is not None and run_id < limit}
+    found = (walk, attempt, good, *failures)
+    return {run_id for run_id in found if run_id is not None and run_id < limit}
 
 
 def _count_from(connection: Connection, limit: int, older_than: datetime) -> int:

@@ -19,6 +19,7 @@ from etl.db.retention import Pruned
 from etl.db.tables import (
     metadata,
     number_leases,
+    number_status,
     phone_numbers,
     rejected_records,
     run_fences,
@@ -44,6 +45,7 @@ PARTIAL: Row = {"status": "partial", "completeness": "unproved"}
 UNREAD: Row = {"status": "partial", "completeness": None}
 FAILED: Row = {"status": "failed", "error_kind": "unavailable"}
 REFUSED: Row = {"status": "failed", "error_kind": "refused"}
+BUSY: Row = {"status": "failed", "error_kind": "busy"}
 KILLED: Row = {"status": "abandoned"}
 
 
@@ -168,25 +170,37 @@ def test_a_run_without_numbers_goes(engine: Engine, rows: Rows) -> None:
         ([PARTIAL, UNREAD, UNREAD], [1, 3]),
         ([GOOD, FAILED, KILLED, FAILED, REFUSED, REFUSED], [1, 2, 3, 5, 6]),
         ([FAILED, FAILED, FAILED], [1, 3]),
+        ([GOOD, FAILED, FAILED, BUSY, BUSY], [1, 2, 3, 4, 5]),
+        ([GOOD, UNREAD, BUSY, BUSY, BUSY], [1, 2, 3, 5]),
         ([FAILED, GOOD, UNREAD, FAILED, FAILED, UNREAD], [2, 4, 6]),
     ],
-    ids=["good", "failing", "unread", "failing in many ways", "never good", "mixed"],
+    ids=[
+        "good",
+        "failing",
+        "unread",
+        "failing in many ways",
+        "never good",
+        "busy",
+        "busy, never failed",
+        "mixed",
+    ],
 )
 def test_what_is_still_read_stays(
     entries: list[Row], kept: list[int], engine: Engine, rows: Rows
 ) -> None:
-    """A number's last entry, its last complete reading, its first failures of each kind since."""
+    """Its last entry, its last attempt, its last complete reading, its first failures since."""
     for run_id, entry in enumerate(entries, 1):
         log_run(engine, run_id, {A: entry})
     before = rows(sync_run_numbers)
     with reading(engine) as connection:
-        good, walk = run_log.last_good_syncs(connection), run_log.last_walk(connection, A, before=9)
+        walk = run_log.last_walk(connection, A, before=9)
+        status = connection.execute(select(number_status)).all()
     assert counts_of(prune(engine)) == (len(entries) - len(kept),) * 2 + (0, len(kept))
     assert runs_in(rows) == kept
     assert rows(sync_run_numbers) == [row for row in before if row["run_id"] in kept]
     with reading(engine) as connection:
-        assert run_log.last_good_syncs(connection) == good
         assert run_log.last_walk(connection, A, before=9) == walk
+        assert connection.execute(select(number_status)).all() == status
 
 
 def test_a_run_stays_with_all_its_numbers(engine: Engine, rows: Rows) -> None:
