@@ -16,7 +16,12 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
+from psycopg.errors import (
+    InsufficientPrivilege,
+    ObjectNotInPrerequisiteState,
+    WrongObjectType,
+)
+from psycopg.sql import SQL, Composed, Identifier
 
 from docs import generate
 from docs.generate import ROOT
@@ -24,11 +29,13 @@ from etl import config
 from etl.cli.demo import QUERIES
 from etl.cli.main import run
 from etl.config import SECTIONS
+from etl.db.tables import VERSION_TABLE, metadata, views
 from etl.sandbox import Sandbox, World, build_world
 from tests.support import postgres
 from tests.support.command import COMMAND, COVERAGE, A, B, execute
 
 TOKEN = "your-token"  # as the pages write it
+DEPLOYED = sorted(ROOT.glob("docs/deploy/*"))
 PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in generate.documents()}
 
 
@@ -227,7 +234,7 @@ def folder(in_sqlite: Stored, tmp_path: Path) -> Path:
 _IN_A_SENTENCE = r"`linq-etl ([^`]+)`"
 _IN_A_BLOCK = (
     r"^ *(?:\S*/)?linq-etl (.+?)(?:  .*| [|>].*)?$",  # the help's examples, and shells
-    r"^ExecStart=\S*/linq-etl (.+)$",
+    r"^ExecStart\w*=-?\S*/linq-etl (.+)$",
     r"^docker run .* linq-etl (.+)$",
     r"args: \[(.+)\]$",
 )
@@ -235,8 +242,8 @@ _IN_A_BLOCK = (
 
 def _shown_commands() -> list[str]:
     found = {line for text in PAGES.values() for line in re.findall(_IN_A_SENTENCE, text)}
-    for block in BLOCKS:
-        text = block.text.replace("\\\n", "")
+    for shown in [*(block.text for block in BLOCKS), *map(Path.read_text, DEPLOYED)]:
+        text = shown.replace("\\\n", "")
         for pattern in _IN_A_BLOCK:
             found |= set(re.findall(pattern, text, re.MULTILINE))
     return sorted({line.replace(", ", " ") for line in found})
@@ -276,22 +283,30 @@ def test_shell_blocks(block: Block, folder: Path, in_sqlite: Stored) -> None:
     _run_shell(block.text, {**environment, "PATH": f"{on_path}:{os.defpath}"})
 
 
-@pytest.mark.parametrize("block", blocks("cron"))
-def test_cron_lines(block: Block, folder: Path, in_sqlite: Stored) -> None:
-    """The command works with nothing in the environment, in the folder that it goes to."""
+def _cron_lines() -> list[Any]:
+    lines = [line for param in blocks("cron") for line in param.values[0].text.splitlines()]
+    return [line for line in lines if re.match(r"[\d*]", line)]
+
+
+@pytest.mark.parametrize("line", _cron_lines())
+def test_cron_lines(line: str, folder: Path, in_sqlite: Stored) -> None:
+    """The command works with nothing in the environment, and prints nothing for cron to mail."""
     (folder / "token").write_text(TOKEN)
     (folder / "config.example.toml").rename(folder / "config.toml")
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/linq-etl").symlink_to(COMMAND)
-    command = block.text.split(maxsplit=5)[5]
+    command = line.split(maxsplit=5)[5]
     for shown, real in (("/srv/linq-etl", folder), ("/etc/linq", folder)):
         command = command.replace(shown, str(real))
     base_url = in_sqlite.environment()["LINQ_ETL_API__BASE_URL"]
-    _run_shell(command, {"LINQ_ETL_API__BASE_URL": base_url, "PATH": os.defpath})
-    assert "run_ended" in (folder / "sync.log").read_text()
+    printed = _run_shell(command, {"LINQ_ETL_API__BASE_URL": base_url, "PATH": os.defpath})
+    assert printed == ""
+    if "sync.log" in command:
+        assert re.search("run_ended|deleted 0 runs", (folder / "sync.log").read_text())
 
 
-def _run_shell(script: str, environment: dict[str, str]) -> None:
+def _run_shell(script: str, environment: dict[str, str]) -> str:
+    """Run the script, which must succeed; return what it printed."""
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env={**COVERAGE, **environment},
@@ -300,6 +315,7 @@ def _run_shell(script: str, environment: dict[str, str]) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
 
 
 # SQL
@@ -345,13 +361,26 @@ def test_roles(postgres_server: str, in_sqlite: Stored, monkeypatch: pytest.Monk
             monkeypatch.setenv("LINQ_ETL_DATABASE__URL", _as_role(url, names["linq_etl"]))
             assert run(["sync"]) == 0
             assert run(["sync"]) == 0
-            with psycopg.connect(_as_role(url, names["analyst"])) as analyst:
-                assert analyst.execute("SELECT count(*) FROM current_participants").fetchone()
-                with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                    analyst.execute("DELETE FROM chats")
+            execute(
+                _as_role(url, names["linq_etl"]), "CREATE TABLE of_a_later_version (id INTEGER)"
+            )
+            with psycopg.connect(_as_role(url, names["analyst"]), autocommit=True) as analyst:
+                for name in (*metadata.tables, *views.tables, VERSION_TABLE, "of_a_later_version"):
+                    _only_reads(analyst, SQL("{}").format(Identifier(name)))
+                with pytest.raises(InsufficientPrivilege):
+                    analyst.execute("CREATE TABLE public.mine (id INTEGER)")
         finally:
             for role in names.values():
                 root.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(role)))
+
+
+def _only_reads(connection: psycopg.Connection[Any], name: Composed) -> None:
+    """The role reads the table or view, and writes nothing there."""
+    assert connection.execute(SQL("SELECT count(*) FROM {}").format(name)).fetchone()
+    # TRUNCATE is for tables only.
+    for statement in ("INSERT INTO {} DEFAULT VALUES", "DELETE FROM {}", "TRUNCATE {}"):
+        with pytest.raises((InsufficientPrivilege, WrongObjectType, ObjectNotInPrerequisiteState)):
+            connection.execute(SQL(statement).format(name))
 
 
 def _renamed(sql: str, names: Mapping[str, str]) -> bytes:

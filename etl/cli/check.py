@@ -18,7 +18,7 @@ from etl.cli.output import Row
 from etl.config import Config, PhoneNumber, Token, load_config
 from etl.db import schema
 from etl.db.backends import backend
-from etl.db.engine import describe, missing_file, reading
+from etl.db.engine import describe, missing_file, reading, risks
 from etl.db.tables import REVISION, metadata
 from etl.errors import ConfigError, DatabaseError, EtlError, RequestRefusedError, SchemaError
 from etl.phone import e164_or_none, shortened
@@ -27,14 +27,16 @@ from etl.sync.summary import counted
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check; `exit_code` is 0 if all is well."""
+    """One line of the check; `exit_code` is 0 if all is well, and of a warning."""
 
     subject: str
     detail: str
     exit_code: int = 0
+    is_warning: bool = False
 
     def __str__(self) -> str:
-        return f"{'FAIL' if self.exit_code else 'ok':<6}{self.subject:<10}{self.detail}"
+        mark = "FAIL" if self.exit_code else "warn" if self.is_warning else "ok"
+        return f"{mark:<6}{self.subject:<10}{self.detail}"
 
     def as_record(self) -> dict[str, Any]:
         """The finding for --json."""
@@ -123,6 +125,8 @@ def _numbers_finding(numbers: Sequence[PhoneNumber], visible: set[str]) -> Findi
 def check_database(config: Config, findings: list[Finding]) -> None:
     """Add what a sync needs of the database and its schema; writes nothing, creates no file."""
     with _finding_on_error(findings, "database"):
+        for risk in risks(config.database.url):
+            findings.append(Finding("database", risk, is_warning=True))
         if missing := missing_file(config.database.url):
             findings.append(_new_file_finding(missing))
             findings.append(_schema_finding(None, config))

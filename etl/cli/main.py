@@ -20,6 +20,7 @@ from etl.cli.output import print_error, report_lost_output
 from etl.cli.play import demo, sandbox
 from etl.cli.schema import db
 from etl.cli.streams import protect_streams
+from etl.cli.upkeep import prune
 from etl.errors import ConfigError, EtlError
 
 
@@ -48,7 +49,7 @@ def cli(context: click.Context, config_path: Path | None, log_json: bool) -> Non
 for command in (
     *(sync, backfill, verify),
     *(runs, status, check, phone_numbers),
-    *(db, sandbox, demo),
+    *(db, prune, sandbox, demo),
 ):
     cli.add_command(command)
 

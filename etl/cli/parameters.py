@@ -30,15 +30,24 @@ class Number(click.FloatRange):
 
 
 class Duration(click.ParamType[timedelta]):
-    """A time span such as 90s, 15m, 2h or 1d."""
+    """A time span such as 90s, 15m, 2h or 1d, within bounds."""
 
     name = "duration"
     _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
 
+    def __init__(self, at_least: str = "0s", at_most: str = "999999d") -> None:
+        self._at_least = at_least
+        self._at_most = at_most
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        match = re.fullmatch(r"([0-9]{1,6})([smhd])", value)
-        if not match:
+        if not re.fullmatch(r"[0-9]{1,6}[smhd]", value):
             self.fail(f"{value!r} is not a time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
-        return timedelta(**{self._UNITS[match[2]]: int(match[1])})
+        span = self._span(value)
+        if not self._span(self._at_least) <= span <= self._span(self._at_most):
+            self.fail(f"{value} is not from {self._at_least} to {self._at_most}.", param, ctx)
+        return span
+
+    def _span(self, text: str) -> timedelta:
+        return timedelta(**{self._UNITS[text[-1]]: int(text[:-1])})

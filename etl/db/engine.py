@@ -30,6 +30,12 @@ def missing_file(url: str) -> Path | None:
     return backend_of_url(parsed).missing_file(parsed)
 
 
+def risks(url: str) -> list[str]:
+    """What is unsafe about where the database lies, a sentence each."""
+    parsed = make_url(url)
+    return backend_of_url(parsed).risks(parsed)
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that only reads and does not wait for writers.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from etl.db.backends import mounts
 from etl.errors import SchemaError
 from etl.sandbox import Sandbox, build_world
 from etl.sandbox.routes import Reply
@@ -140,3 +141,21 @@ def test_an_unknown_schema(synced: Synced) -> None:
         ("database", True),
         ("schema", False),
     ]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_file_on_a_network_file_system(
+    exists: bool, synced: Synced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning more, before the file is made too; the exit code stays as it is."""
+    env = synced.env if exists else synced.env | {"LINQ_ETL_DATABASE__URL": "sqlite:///new.db"}
+    before = call("check", env=env)
+    (tmp_path / "mountinfo").write_text("1 0 0:1 / / rw - virtiofs host rw\n")
+    monkeypatch.setattr(mounts, "MOUNTINFO", tmp_path / "mountinfo")
+    after = call("check", env=env)
+    assert (before.code, after.code, after.stderr) == (0, 0, "")
+    (line,) = set(after.stdout.splitlines()) - set(before.stdout.splitlines())
+    assert line.startswith("warn  database  /")
+    assert "is on a network file system (virtiofs at /)" in line
+    records = call("check", "--json", env=env).data
+    assert [(r["ok"], r["exit_code"]) for r in records if r["is_warning"]] == [(True, 0)]

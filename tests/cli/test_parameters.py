@@ -69,6 +69,19 @@ def test_other_text_is_not_a_duration(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "fits"), [("59m", False), ("60m", True), ("2d", True), ("49h", False)]
+)
+def test_a_duration_within_bounds(text: str, fits: bool) -> None:
+    """Whatever its unit; the error shows both bounds."""
+    duration = Duration(at_least="1h", at_most="2d")
+    if fits:
+        assert duration.convert(text, None, None) >= timedelta(hours=1)
+    else:
+        with pytest.raises(click.BadParameter, match=rf"^{text} is not from 1h to 2d\.$"):
+            duration.convert(text, None, None)
+
+
+@pytest.mark.parametrize(
     ("option", "arguments"),
     [
         *(("[RUN_ID]", ["runs", text]) for text in (ARABIC, HUGE, "0", "9223372036854775808")),

@@ -46,6 +46,9 @@ class Backend(Protocol):
     def missing_file(self, url: URL) -> Path | None:
         """The file that opening the database would create; None if it would create none."""
 
+    def risks(self, url: URL) -> list[str]:
+        """What is unsafe about where the database lies, a sentence each."""
+
     def begin_writing(self, connection: Connection, name: str) -> None:
         """Apply the settings of a writing transaction; the server shows it under `name`."""
 

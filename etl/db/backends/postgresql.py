@@ -114,6 +114,11 @@ def missing_file(url: URL) -> None:
     """The server has the files."""
 
 
+def risks(url: URL) -> list[str]:  # noqa: ARG001
+    """The server looks after its files."""
+    return []
+
+
 def begin_writing(connection: Connection, name: str) -> None:
     """The settings end with the transaction."""
     _set(connection, _SETTINGS | {"application_name": name})

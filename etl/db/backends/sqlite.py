@@ -37,7 +37,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Examination, Outage, Row
+from etl.db.backends import Encoders, Examination, Outage, Row, mounts
 from etl.errors import DatabaseError
 
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
@@ -87,6 +87,11 @@ def missing_file(url: URL) -> Path | None:
     """The database's file, if it does not exist."""
     path = Path(url.database or "")
     return None if _identity(path) else path
+
+
+def risks(url: URL) -> list[str]:
+    """About the file system of the file."""
+    return mounts.risks(Path(url.database or ""))
 
 
 def begin_writing(connection: Connection, name: str) -> None:
