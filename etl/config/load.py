@@ -1,24 +1,20 @@
-"""TOML file + environment -> one frozen `Config`, or one error that names every problem.
-
-A setting is declared once, as an annotated field: msgspec checks its type and bounds, and its
-description completes the error message "invalid value; expected ...".
-"""
+"""TOML file + environment -> one frozen `Config`, or one error that names every problem."""
 
 import difflib
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
-from etl import database_url
+from etl.config import database_url
+from etl.config.settings import SECTIONS, Api, Config, Database, Log, PhoneNumber, Sync, Token
 from etl.errors import ConfigError
 from etl.phone import shortened, to_e164
 
@@ -31,99 +27,6 @@ _MAX_TOKEN_BYTES = 8 * 1024
 _MAX_NUMBERS = 10_000
 _MAX_PROBLEMS = 50  # shown at once
 _DEEP_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++[ \t]*+\.[ \t]*+){50}""")
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An integration token; no repr, log or error shows its value."""
-
-    value: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PhoneNumber:
-    """A configured number in E.164; `token` is set if token_env gives it a token of its own."""
-
-    e164: str
-    label: str | None = None
-    token: Token | None = None
-
-
-class Api(Struct, frozen=True):
-    """Section [api]."""
-
-    base_url: Annotated[
-        str,
-        Meta(description='an https URL, e.g. "https://api.linqapp.com" (http on loopback only)'),
-    ] = "https://api.linqapp.com"
-    per_page: Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 100
-    timeout_seconds: Annotated[
-        float, Meta(ge=0.1, le=600, description="seconds for one whole request, 0.1 to 600")
-    ] = 30
-    max_attempts: Annotated[
-        int, Meta(ge=1, le=20, description="tries per request, a whole number from 1 to 20")
-    ] = 8
-    max_concurrency: Annotated[
-        int, Meta(ge=1, le=64, description="requests at a time, a whole number from 1 to 64")
-    ] = 8
-    max_requests_per_second: Annotated[
-        Annotated[float, Meta(ge=0.001, le=100_000)] | None,
-        Meta(description="a number from 0.001 to 100000, or leave it out for no limit"),
-    ] = None
-    token_file: Annotated[
-        str | None, Meta(description='a path, e.g. "/run/secrets/linq_token"')
-    ] = None
-
-
-class Database(Struct, frozen=True):
-    """Section [database]."""
-
-    url: Annotated[str, Meta(description=database_url.SHAPES)] = "sqlite:///linq.db"
-    auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
-    patience: Annotated[
-        float,
-        Meta(ge=0, le=3600, description="seconds to wait for a lost database, 0 to 3600"),
-    ] = 60
-
-
-class Sync(Struct, frozen=True):
-    """Section [sync]."""
-
-    phone_numbers: tuple[PhoneNumber, ...] = ()
-    all_phone_numbers: Annotated[bool, Meta(description="true or false")] = False
-    max_passes: Annotated[
-        int, Meta(ge=1, le=10, description="passes over a moving list, a whole number from 1 to 10")
-    ] = 3
-    max_confirmations: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="missing chats asked for, 0 to 1000000")
-    ] = 2000
-    max_requests: Annotated[
-        Annotated[int, Meta(ge=1, le=10**9)] | None,
-        Meta(description="requests of a whole run, 1 to 1000000000, or leave it out"),
-    ] = None
-    lease_seconds: Annotated[
-        int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
-    ] = 60
-
-
-class Log(Struct, frozen=True):
-    """Section [log]."""
-
-    json: Annotated[bool, Meta(description="true or false")] = False
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The whole configuration; `token` is for numbers without one of their own."""
-
-    api: Api
-    database: Database
-    sync: Sync
-    log: Log
-    token: Token | None
-
-
-SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
 
 
 def load_config(
