@@ -26,7 +26,7 @@ from etl.cli.main import run
 from etl.config import SECTIONS
 from etl.sandbox import Sandbox, World, build_world
 from tests.support import postgres
-from tests.support.command import COMMAND, COVERAGE, A, B, execute
+from tests.support.command import CLOSED_PORT, COMMAND, COVERAGE, A, B, execute
 
 TOKEN = "your-token"  # as the pages write it
 PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in generate.documents()}
@@ -280,6 +280,7 @@ def test_shell_blocks(block: Block, folder: Path, in_sqlite: Stored) -> None:
 def test_cron_lines(block: Block, folder: Path, in_sqlite: Stored) -> None:
     """The command works with nothing in the environment, in the folder that it goes to."""
     (folder / "token").write_text(TOKEN)
+    (folder / "ping_url").write_text(f"{CLOSED_PORT}/uuid\n")
     (folder / "config.example.toml").rename(folder / "config.toml")
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/linq-etl").symlink_to(COMMAND)

@@ -9,6 +9,7 @@ import click
 from msgspec import structs
 
 from etl.cli.context import GlobalOptions, chosen_numbers, open_database, run_interruptible
+from etl.cli.monitor import monitored, note_record
 from etl.cli.output import (
     json_option,
     print_error,
@@ -40,7 +41,14 @@ class Job(click.Command):
         return code
 
 
-@click.command(cls=Job)
+class MonitoredJob(Job):
+    """A job that is reported to the outside."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        return monitored(ctx, lambda: super(MonitoredJob, self).invoke(ctx))
+
+
+@click.command(cls=MonitoredJob)
 @click.option(
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
 )
@@ -90,7 +98,7 @@ def sync(
     return _run(options, config, run_options, as_json=as_json)
 
 
-@click.command(cls=Job)
+@click.command(cls=MonitoredJob)
 @click.option(
     "--phone-number", "chosen", multiple=True, required=True, metavar="N", help="Repeatable."
 )
@@ -192,6 +200,7 @@ def _run(
         with _progress(options, config) as progress:
             result = run_interruptible(job(engine, progress))
             progress.run_ended(result.record)
+        note_record(result.record)
     if as_json:
         print_json(result.record)
     for error in result.errors:

@@ -19,6 +19,19 @@ class Token:
     value: str = field(repr=False)
 
 
+# Not a dataclass, which msgspec would expect to be written as a table.
+class SecretUrl:
+    """A URL that is a secret; no repr, log or error shows its value."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "SecretUrl()"
+
+
 @dataclass(frozen=True, slots=True)
 class PhoneNumber:
     """A configured number in E.164; `token` is set if token_env gives it a token of its own."""
@@ -85,6 +98,21 @@ class Sync(Struct, frozen=True):
     ] = 60
 
 
+class Monitoring(Struct, frozen=True):
+    """Section [monitoring]. Of `ping_url` and `ping_url_file`, a loaded one has the first."""
+
+    ping_url: Annotated[
+        SecretUrl | None,
+        Meta(description='an http or https URL, e.g. "https://hc-ping.com/UUID"'),
+    ] = None
+    ping_url_file: Annotated[
+        str | None, Meta(description="a path to a file that holds the ping URL")
+    ] = None
+    metrics_file: Annotated[
+        str | None, Meta(description="a path that ends in .prom, in a folder that may be written")
+    ] = None
+
+
 class Log(Struct, frozen=True):
     """Section [log]."""
 
@@ -98,8 +126,15 @@ class Config:
     api: Api
     database: Database
     sync: Sync
+    monitoring: Monitoring
     log: Log
     token: Token | None
 
 
-SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
+SECTIONS: dict[str, type[Struct]] = {
+    "api": Api,
+    "database": Database,
+    "sync": Sync,
+    "monitoring": Monitoring,
+    "log": Log,
+}
