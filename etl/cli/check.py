@@ -52,7 +52,24 @@ async def run_checks(config_path: Path | None) -> list[Finding]:
         with _finding_on_error(findings, "token"):
             findings += await _check_token(config, token, numbers)
     await asyncio.to_thread(check_database, config, findings)
+    findings += _monitoring_findings(config)
     return findings
+
+
+def _monitoring_findings(config: Config) -> Iterator[Finding]:
+    """What reports a run to the outside, as far as it is configured. Sends nothing."""
+    monitoring = config.monitoring
+    if monitoring.ping_url:
+        yield Finding("ping", "the URL is well-formed; nothing was sent to it")
+    if monitoring.metrics_file:
+        from etl.monitoring.metrics import problem_of
+
+        problem = problem_of(Path(monitoring.metrics_file))
+        failed = f"monitoring.metrics_file cannot be written: {problem}"
+        found = "monitoring.metrics_file can be written"
+        yield Finding(
+            "metrics", failed if problem else found, ConfigError.exit_code * bool(problem)
+        )
 
 
 async def visible_numbers(config: Config) -> list[Row]:

@@ -1,18 +1,25 @@
 """What reports a run to the outside, around the command that runs it."""
 
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from etl.cli.context import GlobalOptions
-from etl.config import Monitoring, load_monitoring
+from etl.cli.context import GlobalOptions, open_run_log
+from etl.config import load_config, load_monitoring
 from etl.errors import ConfigError, EtlError
 
+if TYPE_CHECKING:
+    from etl.monitoring.bounded import Bounded
+
+SECONDS = 5.0  # by which reports delay the end of the process, at most
 _RECORD = f"{__name__}.record"
 
 
-def note_record(record: dict[str, object]) -> None:
+def note_record(record: dict[str, Any]) -> None:
     """Keep the record of the run that the current command has closed."""
     click.get_current_context().meta[_RECORD] = record
 
@@ -25,26 +32,50 @@ def monitored(context: click.Context, command: Callable[[], int]) -> int:
     """
     options: GlobalOptions = context.obj
     monitoring = load_monitoring(options.config_path)
-    report = _start_pings(context, monitoring)
+    # A backfill is started by a person; its success would hide that no sync runs any more.
+    pinger = None
+    if monitoring.ping_url and context.info_name == "sync":
+        from etl.monitoring.ping import Pinger
+
+        pinger = Pinger(monitoring.ping_url)
+
+    def report(code: int, error: BaseException | None = None) -> None:
+        until = time.monotonic() + SECONDS
+        writing = _write_metrics(options, monitoring.metrics_file)
+        if pinger:
+            pinger.end(code, _sentence(context, error))
+        if writing:
+            writing.wait(max(until - time.monotonic(), 0.1))
+
     try:
         code = command()
     except BaseException as error:
-        report(_exit_code(error), _sentence(context, error))
+        report(_exit_code(error), error)
         raise
-    report(code, _sentence(context))
+    report(code)
     return code
 
 
-def _start_pings(context: click.Context, monitoring: Monitoring) -> Callable[[int, str], None]:
-    """Ping the start; the result pings the end.
+def _write_metrics(options: GlobalOptions, metrics_file: str | None) -> "Bounded | None":
+    """Begin to write the metrics file."""
+    if metrics_file is None:
+        return None
+    try:
+        config = load_config(options.config_path, needs_token=False, needs_numbers=False)
+    except ConfigError:
+        return None  # The command has said so.
+    from etl.monitoring.bounded import Bounded
 
-    A backfill is started by a person, and its success would hide that no sync runs any more.
-    """
-    if not monitoring.ping_url or context.info_name != "sync":
-        return lambda *_: None
-    from etl.monitoring.ping import Pinger
+    def write() -> None:
+        from etl.monitoring.metrics import read_metrics, write_metrics
 
-    return Pinger(monitoring.ping_url).end
+        sync = config.sync
+        numbers = () if sync.all_phone_numbers else sync.phone_numbers
+        with open_run_log(config) as connection:
+            metrics = read_metrics(connection, numbers)
+        write_metrics(Path(metrics_file), metrics)
+
+    return Bounded("metrics_not_written", write)
 
 
 def _exit_code(error: BaseException) -> int:
@@ -59,7 +90,7 @@ def _exit_code(error: BaseException) -> int:
             return EtlError.exit_code
 
 
-def _sentence(context: click.Context, error: BaseException | None = None) -> str:
+def _sentence(context: click.Context, error: BaseException | None) -> str:
     """The run in a sentence; without a record, what its kind of error asks the operator to do.
 
     Not the error's own text: it may name hosts and phone numbers, and it leaves the company.
