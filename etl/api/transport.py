@@ -24,7 +24,7 @@ from etl.errors import ConfigError
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 MAX_BYTES_HELD: Final = 64 * 1024 * 1024  # of all bodies that are read or wait to be decoded
 
-_PATH: Final = "/api/partner/v2"
+PATH: Final = "/api/partner/v2"
 _HEADERS: Final = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
@@ -188,7 +188,7 @@ def _decompressor(encoding: str) -> _Identity:
 
 def _url(base_url: str) -> httpx.URL:
     try:
-        url = httpx.URL(base_url.rstrip("/") + _PATH)
+        url = httpx.URL(base_url.rstrip("/") + PATH)
         labels = url.host.rstrip(".").split(".")
     except (httpx.InvalidURL, UnicodeError):
         labels = []

@@ -58,6 +58,12 @@ async def run_checks(config_path: Path | None) -> list[Finding]:
 
 def _monitoring_findings(config: Config) -> Iterator[Finding]:
     """What reports a run to the outside, as far as it is configured. Sends nothing."""
+    from etl.monitoring import telemetry
+
+    if signals := telemetry.wanted_signals(os.environ):
+        problem = telemetry.problem_of(os.environ)
+        found = f"{' and '.join(sorted(signals))} go to the collector; nothing was sent"
+        yield Finding("telemetry", problem or found, ConfigError.exit_code * bool(problem))
     monitoring = config.monitoring
     if monitoring.ping_url:
         yield Finding("ping", "the URL is well-formed; nothing was sent to it")

@@ -9,7 +9,7 @@ import click
 from msgspec import structs
 
 from etl.cli.context import GlobalOptions, chosen_numbers, open_database, run_interruptible
-from etl.cli.monitor import monitored, note_record
+from etl.cli.monitor import measured_progress, measured_transport, monitored, note_record
 from etl.cli.output import (
     json_option,
     print_error,
@@ -190,14 +190,15 @@ def _run(
 
     async def job(engine: "Engine", progress: "Progress") -> "RunResult":
         pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-        async with LinqClient(config.api, pace, clock=clock) as client:
+        transport = measured_transport(config.api)
+        async with LinqClient(config.api, pace, clock=clock, transport=transport) as client:
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
     with open_database(config) as engine:
         ensure_current(engine, upgrade_allowed=config.database.auto_upgrade)
         clock = database_clock(engine)  # Not in the job, whose signals it would hold up.
         _collect_garbage_rarely()
-        with _progress(options, config) as progress:
+        with measured_progress(_progress(options, config)) as progress:
             result = run_interruptible(job(engine, progress))
             progress.run_ended(result.record)
         note_record(result.record)

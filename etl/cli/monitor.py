@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from etl.cli.context import GlobalOptions, open_run_log
-from etl.config import load_config, load_monitoring
+from etl.config import Api, load_config, load_monitoring
 from etl.errors import ConfigError, EtlError
 
 if TYPE_CHECKING:
+    from etl.api.transport import Transport
     from etl.monitoring.bounded import Bounded
+    from etl.monitoring.otel import Telemetry
+    from etl.monitoring.ping import Pinger as _Pinger
+    from etl.sync.progress import Progress
 
 SECONDS = 5.0  # by which reports delay the end of the process, at most
 _RECORD = f"{__name__}.record"
+_TELEMETRY = f"{__name__}.telemetry"
 
 
 def note_record(record: dict[str, Any]) -> None:
@@ -24,46 +29,73 @@ def note_record(record: dict[str, Any]) -> None:
     click.get_current_context().meta[_RECORD] = record
 
 
+def measured_transport(config: Api) -> "Transport | None":
+    """A transport that measures requests, if the current command has telemetry."""
+    telemetry: Telemetry | None = click.get_current_context().meta.get(_TELEMETRY)
+    return telemetry.transport(config) if telemetry else None
+
+
+def measured_progress(progress: "Progress") -> "Progress":
+    """The progress, measured if the current command has telemetry."""
+    telemetry: Telemetry | None = click.get_current_context().meta.get(_TELEMETRY)
+    return telemetry.progress(progress) if telemetry else progress
+
+
 def monitored(context: click.Context, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; report it, also if it raises.
-
-    What is reported, and where to, is read before the command reads its configuration, which may
-    be what it fails on.
-    """
-    options: GlobalOptions = context.obj
-    monitoring = load_monitoring(options.config_path)
-    # A backfill is started by a person; its success would hide that no sync runs any more.
-    pinger = None
-    if monitoring.ping_url and context.info_name == "sync":
-        from etl.monitoring.ping import Pinger
-
-        pinger = Pinger(monitoring.ping_url)
-
-    def report(code: int, error: BaseException | None = None) -> None:
-        until = time.monotonic() + SECONDS
-        writing = _write_metrics(options, monitoring.metrics_file)
-        if pinger:
-            pinger.end(code, _sentence(context, error))
-        if writing:
-            writing.wait(max(until - time.monotonic(), 0.1))
-
+    """Run a command and return its exit code; report it, also if it raises."""
+    reports = _Reports(context)
     try:
         code = command()
     except BaseException as error:
-        report(_exit_code(error), error)
+        reports.end(_exit_code(error), error)
         raise
-    report(code)
+    reports.end(code)
     return code
 
 
-def _write_metrics(options: GlobalOptions, metrics_file: str | None) -> "Bounded | None":
-    """Begin to write the metrics file."""
+class _Reports:
+    """What is reported of one command, from its start to `end`.
+
+    Where to is read before the command reads its configuration, which may be what it fails on.
+    """
+
+    def __init__(self, context: click.Context) -> None:
+        self._context = context
+        self._options: GlobalOptions = context.obj
+        self._monitoring = load_monitoring(self._options.config_path)
+        self._command = context.info_name or ""
+        self._pinger: _Pinger | None = None
+        # A backfill is started by a person; its success would hide that no sync runs any more.
+        if self._monitoring.ping_url and self._command == "sync":
+            from etl.monitoring.ping import Pinger
+
+            self._pinger = Pinger(self._monitoring.ping_url)
+        from etl.monitoring.telemetry import start_telemetry
+
+        self._telemetry = context.meta[_TELEMETRY] = start_telemetry(self._command)
+
+    def end(self, code: int, error: BaseException | None = None) -> None:
+        """Report everywhere at the same time, for as long as that may take."""
+        until = time.monotonic() + SECONDS
+        record = None if error else self._context.meta.get(_RECORD)
+        pending = _write_metrics(self._options, self._monitoring.metrics_file)
+        if self._telemetry:
+            kind = _known(error).kind if error else None
+            pending += self._telemetry.end(code, kind, record)
+        if self._pinger:
+            self._pinger.end(code, _sentence(self._command, code, error, record))
+        for each in pending:
+            each.wait(max(until - time.monotonic(), 0.1))
+
+
+def _write_metrics(options: GlobalOptions, metrics_file: str | None) -> "list[Bounded]":
+    """Begin to write the metrics file, if there is one."""
     if metrics_file is None:
-        return None
+        return []
     try:
         config = load_config(options.config_path, needs_token=False, needs_numbers=False)
     except ConfigError:
-        return None  # The command has said so.
+        return []  # The command has said so.
     from etl.monitoring.bounded import Bounded
 
     def write() -> None:
@@ -75,7 +107,7 @@ def _write_metrics(options: GlobalOptions, metrics_file: str | None) -> "Bounded
             metrics = read_metrics(connection, numbers)
         write_metrics(Path(metrics_file), metrics)
 
-    return Bounded("metrics_not_written", write)
+    return [Bounded("metrics_not_written", write)]
 
 
 def _exit_code(error: BaseException) -> int:
@@ -90,16 +122,21 @@ def _exit_code(error: BaseException) -> int:
             return EtlError.exit_code
 
 
-def _sentence(context: click.Context, error: BaseException | None) -> str:
+def _known(error: BaseException | None) -> EtlError:
+    return error if isinstance(error, EtlError) else EtlError()
+
+
+def _sentence(
+    command: str, code: int, error: BaseException | None, record: dict[str, Any] | None
+) -> str:
     """The run in a sentence; without a record, what its kind of error asks the operator to do.
 
     Not the error's own text: it may name hosts and phone numbers, and it leaves the company.
     """
-    if error is None and (record := context.meta.get(_RECORD)):
+    if record:
         from etl.sync.summary import summary
 
         return summary(record)
-    known = error if isinstance(error, EtlError) else EtlError()
+    known = _known(error)
     advice = " ".join((type(known).__doc__ or "").partition("\n\n")[0].split())
-    code = _exit_code(error) if error else 0
-    return f"{context.info_name} ended with exit code {code} ({known.kind}). {advice}"
+    return f"{command} ended with exit code {code} ({known.kind}). {advice}"

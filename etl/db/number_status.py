@@ -5,6 +5,7 @@ PostgreSQL to read the whole log.
 """
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
@@ -37,7 +38,6 @@ def number_status(connection: Connection) -> list[Record]:
             numbers.label,
             _newest_run(_is_good).label("good_run"),
             _newest_run(_has_ended).label("last_run"),
-            _first_failure().label("first_failure"),
         ).order_by(numbers.first_seen_at, numbers.phone_number)
     ).all()
     entries = _entries(
@@ -63,7 +63,9 @@ def number_status(connection: Connection) -> list[Record]:
                 "last_started_at": last.get("started_at"),
                 "last_requests": last.get("requests"),
                 "last_throttled": last.get("throttled"),
-                "failing_since": row.first_failure if failing else None,
+                "failing_since": _first_failure(connection, row.phone_number, row.good_run or 0)
+                if failing
+                else None,
             }
         )
     return found
@@ -108,19 +110,17 @@ def _newest_run(which: Callable[[FromClause], ColumnElement[bool]]) -> ScalarSel
     )
 
 
-def _first_failure() -> ScalarSelect[Any]:
+def _first_failure(connection: Connection, number: str, good_run: int) -> datetime | None:
     """When the number's first failed attempt after its last good sync ended."""
     entry = sync_run_numbers.alias()
-    return (
+    moment: datetime | None = connection.execute(
         select(entry.c.finished_at)
-        .where(entry.c.phone_number == phone_numbers.c.phone_number)
-        .where(entry.c.run_id > func.coalesce(_newest_run(_is_good), 0))
+        .where(entry.c.phone_number == number, entry.c.run_id > good_run)
         .where(_has_ended(entry), entry.c.status.not_in(GOOD))
         .order_by(entry.c.run_id)
         .limit(1)
-        .correlate(phone_numbers)
-        .scalar_subquery()
-    )
+    ).scalar()
+    return moment
 
 
 def _entries(

@@ -206,6 +206,7 @@ class _Run:
     async def _sync_number(self, number: PhoneNumber, *, emit_created: bool) -> NumberOutcome:
         try:
             request = RequestContext(number.e164, self._token(number))
+            self._context.progress.number_started(number.e164)
             one = NumberSync(self._context, self._options, request, emit_created=emit_created)
             outcome = await one.run()
         except EtlError as error:
