@@ -63,6 +63,8 @@ def _monitoring_findings(config: Config) -> Iterator[Finding]:
     if signals := telemetry.wanted_signals(os.environ):
         problem = telemetry.problem_of(os.environ)
         found = f"{' and '.join(sorted(signals))} go to the collector; nothing was sent"
+        if not telemetry.is_installed():
+            found = "OTEL_… variables are set, and have no effect without the extra linq-etl[otel]"
         yield Finding("telemetry", problem or found, ConfigError.exit_code * bool(problem))
     monitoring = config.monitoring
     if monitoring.ping_url:

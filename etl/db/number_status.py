@@ -17,8 +17,8 @@ from sqlalchemy import (
     and_,
     func,
     not_,
+    or_,
     select,
-    tuple_,
 )
 
 from etl.db.run_log import GOOD, Record
@@ -26,7 +26,7 @@ from etl.db.tables import phone_numbers, sync_run_numbers, sync_runs
 from etl.errors import BusyError
 
 _RECENT_RUNS: Final = 10_000
-_CHUNK: Final = 500  # rows that one statement looks up
+_CHUNK: Final = 200  # rows that one statement looks up
 
 
 def number_status(connection: Connection) -> list[Record]:
@@ -128,11 +128,13 @@ def _entries(
 ) -> dict[tuple[int, str], Record]:
     """These rows of the run log, with the starts of their runs."""
     found: dict[tuple[int, str], Record] = {}
-    key = tuple_(sync_run_numbers.c.run_id, sync_run_numbers.c.phone_number)
+    entry = sync_run_numbers.c
     remaining = iter(keys)
     while chunk := list(islice(remaining, _CHUNK)):
+        # Not as (run_id, phone_number) IN …, for which SQLite reads the whole table.
+        these = (and_(entry.run_id == run, entry.phone_number == number) for run, number in chunk)
         rows = connection.execute(
-            select(sync_run_numbers, sync_runs.c.started_at).join(sync_runs).where(key.in_(chunk))
+            select(sync_run_numbers, sync_runs.c.started_at).join(sync_runs).where(or_(*these))
         )
         found |= {(row["run_id"], row["phone_number"]): dict(row) for row in rows.mappings()}
     return found

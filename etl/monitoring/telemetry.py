@@ -49,9 +49,7 @@ def wanted_signals(environ: Mapping[str, str]) -> frozenset[str]:
 
 
 def problem_of(environ: Mapping[str, str]) -> str | None:
-    """Why nothing is exported although the variables ask for it; None if it is."""
-    if not is_installed():
-        return "OTEL_… variables are set, but not installed: pip install 'linq-etl[otel]'"
+    """What the variables ask for and cannot have; None if all is well."""
     names = ("OTEL_EXPORTER_OTLP_PROTOCOL", *map(_protocol_of, ("TRACES", "METRICS")))
     wrong = (name for name in names if environ.get(name, PROTOCOL).strip() != PROTOCOL)
     return next((f"${name}: only {PROTOCOL} is supported" for name in wrong), None)
