@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection
 
 from etl.config import PhoneNumber
-from etl.db.number_status import last_runs, number_status
+from etl.db.attempts import last_runs, number_attempts
 from etl.db.run_log import Record
 from etl.db.tables import Completeness, Status
 from etl.phone import shortened
@@ -130,7 +130,7 @@ class Metrics(Collector):
 
 def read_metrics(connection: Connection, configured: Sequence[PhoneNumber]) -> Metrics:
     """The metrics of the configured numbers; if none are named, of all that were ever synced."""
-    rows = {row["phone_number"]: row for row in number_status(connection)}
+    rows = {row["phone_number"]: row for row in number_attempts(connection)}
     for number in configured:  # also those whose first run has failed early
         rows.setdefault(number.e164, {**_NEVER_SYNCED, "label": number.label})
     names = unique_names([(e164, row["label"]) for e164, row in rows.items()])

@@ -59,12 +59,12 @@ class Telemetry:
         self._metrics = MeterProvider(readers, resource, shutdown_on_exit=False)
         self._tracer = self._traces.get_tracer("linq-etl", __version__)
         self._create_instruments()
-        self._numbers: dict[str, tuple[Span, object]] = {}
+        self._numbers: dict[str, Span] = {}
         self._labels: dict[str, str] = {}
         self._began = time.monotonic()
         self._attributes: Attributes = {"linq_etl.command": command}
         self._span = self._tracer.start_span(command, attributes=self._attributes)
-        self._token = otel_context.attach(set_span_in_context(self._span))
+        self._context = set_span_in_context(self._span)
 
     def _create_instruments(self) -> None:
         meter = self._metrics.get_meter("linq-etl", __version__)
@@ -94,18 +94,22 @@ class Telemetry:
         self._labels = {number.e164: number.label for number in numbers if number.label}
 
     def start_number(self, phone_number: str) -> None:
-        """Begin its span, in whose context the current task and those it starts go on."""
-        attributes = {"linq_etl.number": self._name(phone_number)}
-        span = self._tracer.start_span("sync number", attributes=attributes)
-        context = otel_context.set_value(_NUMBER, attributes, set_span_in_context(span))
-        self._numbers[phone_number] = span, otel_context.attach(context)
+        """Begin its span, in whose context the current task and those it starts go on.
+
+        The context is never detached: it ends with the task or is replaced by the next number's,
+        and the number may be ended by another task.
+        """
+        attributes: Attributes = {"linq_etl.number": self._name(phone_number)}
+        span = self._tracer.start_span("sync number", self._context, attributes=attributes)
+        context = set_span_in_context(span, self._context)
+        otel_context.attach(otel_context.set_value(_NUMBER, attributes, context))
+        self._numbers[phone_number] = span
 
     def end_number(self, outcome: NumberOutcome) -> None:
         """End its span, if it has one: a number that another run holds has none."""
         if outcome.phone_number not in self._numbers:
             return
-        span, token = self._numbers.pop(outcome.phone_number)
-        otel_context.detach(token)  # type: ignore[arg-type]  # from attach
+        span = self._numbers.pop(outcome.phone_number)
         total = outcome.evidence.get("total_count")
         span.set_attributes(
             _without_none(
@@ -124,10 +128,12 @@ class Telemetry:
         span.end()
 
     def start_request(self, template: str, attributes: Attributes) -> Span:
-        """A span of a request, which counts for the number of the current task."""
-        self._requests.add(1, self._number_of_task())
+        """A span of a request, which counts for the current number, else for the run."""
+        number = self._number_of_task()
+        self._requests.add(1, number)
+        context = otel_context.get_current() if number else self._context
         return self._tracer.start_span(
-            f"GET {template}", kind=SpanKind.CLIENT, attributes=attributes
+            f"GET {template}", context, kind=SpanKind.CLIENT, attributes=attributes
         )
 
     def end_request(self, span: Span, attributes: Attributes, seconds: float) -> None:
@@ -142,7 +148,7 @@ class Telemetry:
 
     def end(self, exit_code: int, kind: str | None, record: Record | None) -> list[Bounded]:
         """End the run's span and begin to export what has not been exported."""
-        for span, _ in self._numbers.values():
+        for span in self._numbers.values():
             span.set_status(Status(StatusCode.ERROR, kind))
             span.end()
         self._span.set_attribute("linq_etl.exit_code", exit_code)
@@ -162,7 +168,6 @@ class Telemetry:
         attributes = {**self._attributes, "linq_etl.exit_code": exit_code}
         self._run_seconds.set(time.monotonic() - self._began, attributes)
         self._span.end()
-        otel_context.detach(self._token)
         return [
             Bounded("telemetry_not_sent", partial(_shut_down, provider), signal=signal)
             for signal, provider in (("traces", self._traces), ("metrics", self._metrics))

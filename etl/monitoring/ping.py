@@ -18,7 +18,7 @@ from etl.errors import BusyError
 from etl.monitoring.bounded import Bounded, ReportError
 
 SECONDS: Final = 5.0  # that pings delay the end of a run, at most
-_START_SECONDS: Final = 1.0  # of them, for a ping of the start that has not ended yet
+_START_SECONDS: Final = 2.0  # of them, for a ping of the start that has not ended yet
 _TRY_SECONDS: Final = 2.0  # for each step of a try
 _PAUSES: Final = (0.0, 0.3, 0.6)  # before each try
 _MAX_BODY_BYTES: Final = 10_000

@@ -206,10 +206,17 @@ def test_a_service_that_never_answers() -> None:
 
 
 def test_a_service_that_fails_for_a_moment() -> None:
-    """A ping is sent again after an error of the server."""
-    with Receiver(Reply(500), Reply(), Reply(503), Reply()) as service, world() as sandbox:
+    """The ping of the end is sent again after an error of the server."""
+    with Receiver(Reply(), Reply(503), Reply()) as service, world() as sandbox:
         assert sync_with(service, sandbox)[:2] == (0, "")
-    assert service.targets == [f"/{UUID}/start"] * 2 + [f"/{UUID}"] * 2
+    assert service.targets == [f"/{UUID}/start"] + [f"/{UUID}"] * 2
+
+
+def test_a_start_is_not_repeated_after_the_end() -> None:
+    """It would look like a run that hangs."""
+    with Receiver(Reply(503), Reply()) as service:
+        ping.Pinger(SecretUrl(service.url)).end(0, "All done.")
+    assert service.targets[-1] == "/"
 
 
 @pytest.mark.parametrize("status", [404, 410])

@@ -29,7 +29,7 @@ _RECENT_RUNS: Final = 10_000
 _CHUNK: Final = 200  # rows that one statement looks up
 
 
-def number_status(connection: Connection) -> list[Record]:
+def number_attempts(connection: Connection) -> list[Record]:
     """Every number ever configured, in the order in which they came; nulls for what never was."""
     numbers = phone_numbers.c
     rows = connection.execute(

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, insert
 
+from etl.db.attempts import last_runs, number_attempts
 from etl.db.engine import reading, writing
-from etl.db.number_status import last_runs, number_status
 from etl.db.tables import phone_numbers, sync_run_numbers, sync_runs
 from tests.support.builders import NOON, A, B, minute
 
@@ -49,7 +49,7 @@ def log(engine: Engine) -> Engine:
 def test_numbers_in_the_order_in_which_they_came(log: Engine) -> None:
     """Each with its last good sync, its last attempt, and the first failure since; else nulls."""
     with reading(log) as connection:
-        first, second = number_status(connection)
+        first, second = number_attempts(connection)
     assert first == {
         "phone_number": A,
         "label": None,
@@ -88,7 +88,7 @@ def test_no_statement_reads_the_whole_run_log(log: Engine) -> None:
         lambda _connection, _cursor, statement, parameters, *_: ran.append((statement, parameters)),
     )
     with reading(log) as connection:
-        number_status(connection)
+        number_attempts(connection)
         last_runs(connection)
         asked = [each for each in ran if each[0].startswith("SELECT")]
         plans = [
