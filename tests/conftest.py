@@ -35,7 +35,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(home))
     for name in os.environ:
-        if name.startswith(("LINQ_", "PG", "XDG_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("LINQ_", "OTEL_", "PG", "XDG_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 

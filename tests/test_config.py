@@ -11,11 +11,13 @@ from etl.config import (
     Config,
     Database,
     Log,
+    Monitoring,
     PhoneNumber,
     Sync,
     Token,
     is_loopback,
     load_config,
+    load_monitoring,
 )
 from etl.errors import ConfigError
 
@@ -66,6 +68,7 @@ def test_every_setting_has_a_default_but_the_numbers_and_the_token(load_toml: Lo
             max_confirmations=2000,
             lease_seconds=60,
         ),
+        monitoring=Monitoring(),
         log=Log(json=False),
         token=Token("a-token"),
     )
@@ -93,6 +96,8 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         max_confirmations = 0
         max_requests = 500
         lease_seconds = 10
+        [monitoring]
+        metrics_file = "linq.prom"
         [log]
         json = true
     """
@@ -116,6 +121,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             max_requests=500,
             lease_seconds=10,
         ),
+        monitoring=Monitoring(metrics_file="linq.prom"),
         log=Log(json=True),
         token=Token("from-the-file"),
     )
@@ -272,7 +278,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         'database.url: invalid value; expected "sqlite:///FILE.db" or '
         '"postgresql://USER@HOST/DATABASE"',
         "log.json: invalid value; expected true or false",
-        "numbers: no such section; the sections are api, database, sync, log",
+        "numbers: no such section; the sections are api, database, sync, monitoring, log",
         "sync.all_phone_numbers: invalid value; expected true or false",
         "sync.lease_seconds: invalid value; expected a whole number of seconds from 10 to 3600",
         "sync.max_passes: invalid value; expected passes over a moving list, "
@@ -800,3 +806,90 @@ def test_many_problems_are_counted(load_toml: Loader) -> None:
 def test_loopback_is_this_machine(host: str, *, loopback: bool) -> None:
     """`localhost` and the loopback addresses never leave this machine."""
     assert is_loopback(host) is loopback
+
+
+# Monitoring
+
+PING = f"https://hc-ping.com/{SECRET}"
+
+
+def ping_url(config: Config) -> str | None:
+    return config.monitoring.ping_url.value if config.monitoring.ping_url else None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        PING,
+        f"{PING}/?rid=1&create=1",
+        f"http://health.internal:8000/ping/{SECRET}",
+        f"https://me:pass@[2001:db8::1]/{SECRET}",
+        f"https://docker_service/{SECRET}",
+    ],
+)
+def test_a_valid_ping_url(load_toml: Loader, url: str) -> None:
+    """http or https, to any host, and no repr shows it."""
+    loaded = load_toml(f"[monitoring]\nping_url = {url!r}\n{A_NUMBER}")
+    assert ping_url(loaded) == url
+    assert SECRET not in repr(loaded)
+    assert SECRET not in str(loaded.monitoring.ping_url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "hc-ping.com/x", "ftp://h/x", "https://", "https://h/a b", "https://h/#x", "https://h:0/"],
+)
+def test_an_invalid_ping_url(load_toml: Loader, url: str) -> None:
+    """It is not shown."""
+    assert problems(load_toml, f"[monitoring]\nping_url = {url!r}\n{A_NUMBER}") == [
+        "monitoring.ping_url: invalid value; expected an http or https URL, e.g. "
+        '"https://hc-ping.com/UUID"'
+    ]
+
+
+def test_a_ping_url_from_a_file(load_toml: Loader) -> None:
+    """As secrets are mounted: with a newline, and with a byte order mark."""
+    Path("url").write_text(f"\ufeff{PING}\n", "utf-8")
+    assert ping_url(load_toml(f'[monitoring]\nping_url_file = "url"\n{A_NUMBER}')) == PING
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "that file cannot be read: No such file or directory"),
+        (b"\xff\xfe", "that is not a text file"),
+        (b"", "holds no usable URL; put it there, one line, http or https"),
+        (f"{PING}\n{PING}".encode(), "holds no usable URL; put it there, one line, http or https"),
+    ],
+)
+def test_a_ping_url_file_that_cannot_be_used(
+    load_toml: Loader, content: bytes | None, says: str
+) -> None:
+    """A job is refused; a command that makes no request does without it."""
+    if content is not None:
+        Path("url").write_bytes(content)
+    text = f'[monitoring]\nping_url_file = "url"\n{A_NUMBER}'
+    assert problems(load_toml, text) == [f"monitoring.ping_url_file: {says}"]
+    assert ping_url(load_toml(text, needs_token=False)) is None
+
+
+def test_a_ping_url_and_a_file_for_it(load_toml: Loader) -> None:
+    """One of them may be out of date."""
+    Path("url").write_text(PING)
+    text = f'[monitoring]\nping_url = "{PING}"\nping_url_file = "url"\n{A_NUMBER}'
+    assert problems(load_toml, text) == [
+        "monitoring.ping_url_file: delete it, or monitoring.ping_url: both name a URL"
+    ]
+
+
+def test_monitoring_is_read_by_itself(tmp_path: Path) -> None:
+    """So that a run whose other settings are wrong is reported; what is wrong in it is left out."""
+    path = tmp_path / "wrong.toml"
+    path.write_text(f'[api]\nper_page = 0\n[monitoring]\nping_url = "{PING}"\nmetrics_file = 7\n')
+    found = load_monitoring(path, {})
+    assert found.ping_url is not None
+    assert (found.ping_url.value, found.metrics_file) == (PING, None)
+    variables = {"LINQ_ETL_MONITORING__METRICS_FILE": "m.prom"}
+    for content in ("[broken", "monitoring = 1"):
+        path.write_text(content)
+        assert load_monitoring(path, variables) == Monitoring(metrics_file="m.prom")

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from etl.database_url import normalised
+from etl.config.database_url import normalised
 from etl.db.engine import describe, missing_file, open_engine
 from etl.errors import ConfigError
 from tests.support.command import call, select

@@ -32,7 +32,7 @@ from etl.config import SECTIONS
 from etl.db.tables import VERSION_TABLE, metadata, views
 from etl.sandbox import Sandbox, World, build_world
 from tests.support import postgres
-from tests.support.command import COMMAND, COVERAGE, A, B, execute
+from tests.support.command import CLOSED_PORT, COMMAND, COVERAGE, A, B, execute
 
 TOKEN = "your-token"  # as the pages write it
 DEPLOYED = sorted(ROOT.glob("docs/deploy/*"))
@@ -292,6 +292,7 @@ def _cron_lines() -> list[Any]:
 def test_cron_lines(line: str, folder: Path, in_sqlite: Stored) -> None:
     """The command works with nothing in the environment, and prints nothing for cron to mail."""
     (folder / "token").write_text(TOKEN)
+    (folder / "ping_url").write_text(f"{CLOSED_PORT}/uuid\n")
     (folder / "config.example.toml").rename(folder / "config.toml")
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/linq-etl").symlink_to(COMMAND)

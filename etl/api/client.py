@@ -59,12 +59,13 @@ class LinqClient:
     TokenRefusedError, RequestRefusedError, ApiThrottledError or ApiUnavailableError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what tests and telemetry replace
         self,
         config: Api,
         pace: Pace,
         *,
         clock: Callable[[], datetime],
+        transport: Transport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,7 +85,7 @@ class LinqClient:
         self._monotonic = monotonic
         self._answered_at = -1.0  # when the last good answer came
         self._failures = 0  # tries that failed since
-        self._transport = Transport(config)
+        self._transport = transport or Transport(config)
 
     async def __aenter__(self) -> "LinqClient":
         return self

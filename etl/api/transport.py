@@ -24,7 +24,7 @@ from etl.errors import ConfigError
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
 MAX_BYTES_HELD: Final = 64 * 1024 * 1024  # of all bodies that are read or wait to be decoded
 
-_PATH: Final = "/api/partner/v2"
+PATH: Final = "/api/partner/v2"
 _HEADERS: Final = {
     "Accept": "application/json",
     "Accept-Encoding": "gzip, deflate",
@@ -48,8 +48,8 @@ class Transport:
         # Shorter for connecting, so that a hanging connect is not reported as a missing answer.
         self._timeout = httpx.Timeout(self._seconds, connect=0.9 * self._seconds).as_dict()
         self._url = _url(config.base_url)
-        self._proxy = _proxy(config.base_url)
-        self._tls = _tls_context()
+        self._proxy = proxy_for(config.base_url)
+        self._tls = tls_context()
         self._idle: list[httpx.AsyncHTTPTransport] = []
         self._bytes_held = 0
 
@@ -77,7 +77,7 @@ class Transport:
                     await raw.aclose()
             complete = True
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise TransientError(_connect_failure(error), unreachable=self._peer()) from None
+            raise TransientError(connect_failure(error), unreachable=self._peer()) from None
         except httpx.ProxyError:
             raise TransientError("it refused", unreachable=self._peer()) from None
         except (TimeoutError, httpx.TimeoutException):
@@ -188,7 +188,7 @@ def _decompressor(encoding: str) -> _Identity:
 
 def _url(base_url: str) -> httpx.URL:
     try:
-        url = httpx.URL(base_url.rstrip("/") + _PATH)
+        url = httpx.URL(base_url.rstrip("/") + PATH)
         labels = url.host.rstrip(".").split(".")
     except (httpx.InvalidURL, UnicodeError):
         labels = []
@@ -197,7 +197,8 @@ def _url(base_url: str) -> httpx.URL:
     return url
 
 
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """The system's certificates. Raises ConfigError if they cannot be read."""
     try:
         return httpx.create_ssl_context()
     except (OSError, ssl.SSLError) as error:
@@ -207,9 +208,9 @@ def _tls_context() -> ssl.SSLContext:
         raise ConfigError(f"{variable}: cannot be read: {reason}") from None
 
 
-def _proxy(base_url: str) -> str | None:
+def proxy_for(full_url: str) -> str | None:
     """The environment's proxy for this URL; none for loopback, whose token no proxy may see."""
-    url = urlsplit(base_url)
+    url = urlsplit(full_url)
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     if is_loopback(host) or proxy_bypass(host) or proxy_bypass(f"{host}:{port}"):
         return None
@@ -230,7 +231,7 @@ def _proxy(base_url: str) -> str | None:
     return full
 
 
-def _connect_failure(error: BaseException) -> str:
+def connect_failure(error: BaseException) -> str:
     """Why there is no connection, without the addresses that the exceptions' own texts hold."""
     cause: BaseException | None = error
     while cause:

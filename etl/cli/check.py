@@ -55,7 +55,32 @@ async def run_checks(config_path: Path | None) -> list[Finding]:
         with _finding_on_error(findings, "token"):
             findings += await _check_token(config, token, numbers)
     await asyncio.to_thread(check_database, config, findings)
+    findings += _monitoring_findings(config)
     return findings
+
+
+def _monitoring_findings(config: Config) -> Iterator[Finding]:
+    """What reports a run to the outside, as far as it is configured. Sends nothing."""
+    from etl.monitoring import telemetry
+
+    if signals := telemetry.wanted_signals(os.environ):
+        problem = telemetry.problem_of(os.environ)
+        found = f"{' and '.join(sorted(signals))} go to the collector; nothing was sent"
+        if not telemetry.is_installed():
+            found = "OTEL_… variables are set, and have no effect without the extra linq-etl[otel]"
+        yield Finding("telemetry", problem or found, ConfigError.exit_code * bool(problem))
+    monitoring = config.monitoring
+    if monitoring.ping_url:
+        yield Finding("ping", "the URL is well-formed; nothing was sent to it")
+    if monitoring.metrics_file:
+        from etl.monitoring.metrics import problem_of
+
+        problem = problem_of(Path(monitoring.metrics_file))
+        failed = f"monitoring.metrics_file cannot be written: {problem}"
+        found = "monitoring.metrics_file can be written"
+        yield Finding(
+            "metrics", failed if problem else found, ConfigError.exit_code * bool(problem)
+        )
 
 
 async def visible_numbers(config: Config) -> list[Row]:

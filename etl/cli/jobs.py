@@ -15,6 +15,7 @@ from etl.cli.context import (
     open_database,
     run_interruptible,
 )
+from etl.cli.monitor import measured_progress, measured_transport, monitored, note_record
 from etl.cli.output import (
     json_option,
     print_error,
@@ -51,7 +52,14 @@ quiet_option = click.option(
 )
 
 
-@click.command(cls=Job)
+class MonitoredJob(Job):
+    """A job that is reported to the outside."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        return monitored(ctx, lambda: super(MonitoredJob, self).invoke(ctx))
+
+
+@click.command(cls=MonitoredJob)
 @click.option(
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
 )
@@ -104,7 +112,7 @@ def sync(
     return _run(options, config, run_options, quiet=quiet, as_json=as_json)
 
 
-@click.command(cls=Job)
+@click.command(cls=MonitoredJob)
 @click.option(
     "--phone-number", "chosen", multiple=True, required=True, metavar="N", help="Repeatable."
 )
@@ -198,14 +206,16 @@ def _run(
 
     async def job(engine: "Engine", progress: "Progress") -> "RunResult":
         pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-        async with LinqClient(config.api, pace, clock=clock) as client:
+        transport = measured_transport(config.api)
+        async with LinqClient(config.api, pace, clock=clock, transport=transport) as client:
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
     with open_database(config) as engine:
         clock = make_ready(config, engine, upgrade_allowed=config.database.auto_upgrade)
         _collect_garbage_rarely()
-        with _progress(options, config, quiet=quiet) as progress:
+        with measured_progress(_progress(options, config, quiet=quiet)) as progress:
             result = run_interruptible(job(engine, progress))
+        note_record(result.record)
     if as_json:
         print_json(result.record)
     for error in result.errors:

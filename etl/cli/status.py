@@ -13,7 +13,7 @@ USUAL_AGE = timedelta(days=1)  # what is older is called stale, unless --max-age
 NULLS: Mapping[str, Any] = dict.fromkeys(
     (
         *("phone_number", "label", "run_id", "last_good_sync", "completeness", "reason"),
-        *("total_count", "last_attempt_at", "last_status", "last_error_kind"),
+        *("total_count", "last_run_id", "last_attempt_at", "last_status", "last_error_kind"),
         *("last_error_detail", "failing_since", "always_empty"),
     )
 )

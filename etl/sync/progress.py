@@ -23,6 +23,10 @@ class Progress(AbstractContextManager["Progress"], Protocol):
     def run_started(self, run_id: int, numbers: Sequence[PhoneNumber]) -> None:
         """The run has its row in the run log."""
 
+    def number_started(self, phone_number: str) -> None:
+        """A number begins; it is synced by the current task and by those that this one starts."""
+        del phone_number  # Most implementations need not know.
+
     def page_read(self, phone_number: str, page: Page) -> None:
         """A page of the number's list was read."""
 

@@ -216,6 +216,7 @@ class _Run:
     async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
         try:
             request = RequestContext(number.e164, self._token(number))
+            self._context.progress.number_started(number.e164)
             outcome = await NumberSync(self._context, self._options, request).run()
         except EtlError as error:
             return self._fail(number.e164, error)

@@ -36,13 +36,14 @@ WITH latest AS (
         ) AS last_run
         FROM phone_numbers n
         UNION ALL
-        SELECT n.phone_number, {consistent}, 0 FROM phone_numbers n
+        SELECT n.phone_number, {consistent}, NULL FROM phone_numbers n
         UNION ALL
-        SELECT n.phone_number, {unproved}, 0 FROM phone_numbers n
+        SELECT n.phone_number, {unproved}, NULL FROM phone_numbers n
     ) p
     GROUP BY p.phone_number
 )
-SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns}, {last_columns}, (
+SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns},
+    l.last_run AS last_run_id, {last_columns}, (
         SELECT r.finished_at FROM sync_run_numbers r
         WHERE r.phone_number = n.phone_number AND r.run_id = (
             SELECT min(f.run_id) FROM sync_run_numbers f

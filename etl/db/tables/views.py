@@ -61,10 +61,10 @@ number_status = _view(
         "completeness": (Text, "As in sync_run_numbers, of that run."),
         "reason": (Text, "As in sync_run_numbers, of that run."),
         "total_count": (BigInteger, "The API's count of chats in that run."),
+        "last_run_id": (BigInteger, "The last run that tried. One that found it busy did not."),
         "last_attempt_at": (
             UtcDateTime,
-            "When the last attempt ended. An attempt that found the number held by another run "
-            "does not count.",
+            "When that attempt ended.",
         ),
         "last_status": (Text, "How it ended, as in sync_run_numbers."),
         "last_error_kind": (Text, "Its kind of error, as in sync_runs. Null if it did not fail."),

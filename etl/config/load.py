@@ -1,24 +1,31 @@
-"""TOML file + environment -> one frozen `Config`, or one error that names every problem.
-
-A setting is declared once, as an annotated field: msgspec checks its type and bounds, and its
-description completes the error message "invalid value; expected ...".
-"""
+"""TOML file + environment -> one frozen `Config`, or one error that names every problem."""
 
 import difflib
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from etl import database_url
+from etl.config import database_url
+from etl.config.settings import (
+    SECTIONS,
+    Api,
+    Config,
+    Database,
+    Log,
+    Monitoring,
+    PhoneNumber,
+    SecretUrl,
+    Sync,
+    Token,
+)
 from etl.errors import ConfigError
 from etl.phone import shortened, to_e164
 
@@ -27,103 +34,10 @@ CONFIG_ENV = "LINQ_ETL_CONFIG"
 TOKEN_ENV = "LINQ_INTEGRATION_TOKEN"  # noqa: S105  # the variable's name, not a token
 DEFAULT_PATH = Path("config.toml")
 _MAX_FILE_BYTES = 1024 * 1024
-_MAX_TOKEN_BYTES = 8 * 1024
+_MAX_SECRET_BYTES = 8 * 1024
 _MAX_NUMBERS = 10_000
 _MAX_PROBLEMS = 50  # shown at once
 _DEEP_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++[ \t]*+\.[ \t]*+){50}""")
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An integration token; no repr, log or error shows its value."""
-
-    value: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class PhoneNumber:
-    """A configured number in E.164; `token` is set if token_env gives it a token of its own."""
-
-    e164: str
-    label: str | None = None
-    token: Token | None = None
-
-
-class Api(Struct, frozen=True):
-    """Section [api]."""
-
-    base_url: Annotated[
-        str,
-        Meta(description='an https URL, e.g. "https://api.linqapp.com" (http on loopback only)'),
-    ] = "https://api.linqapp.com"
-    per_page: Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")] = 100
-    timeout_seconds: Annotated[
-        float, Meta(ge=0.1, le=600, description="seconds for one whole request, 0.1 to 600")
-    ] = 30
-    max_attempts: Annotated[
-        int, Meta(ge=1, le=20, description="tries per request, a whole number from 1 to 20")
-    ] = 8
-    max_concurrency: Annotated[
-        int, Meta(ge=1, le=64, description="requests at a time, a whole number from 1 to 64")
-    ] = 8
-    max_requests_per_second: Annotated[
-        Annotated[float, Meta(ge=0.001, le=100_000)] | None,
-        Meta(description="a number from 0.001 to 100000, or leave it out for no limit"),
-    ] = None
-    token_file: Annotated[
-        str | None, Meta(description='a path, e.g. "/run/secrets/linq_token"')
-    ] = None
-
-
-class Database(Struct, frozen=True):
-    """Section [database]."""
-
-    url: Annotated[str, Meta(description=database_url.SHAPES)] = "sqlite:///linq.db"
-    auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
-    patience: Annotated[
-        float,
-        Meta(ge=0, le=3600, description="seconds to wait for a lost database, 0 to 3600"),
-    ] = 60
-
-
-class Sync(Struct, frozen=True):
-    """Section [sync]."""
-
-    phone_numbers: tuple[PhoneNumber, ...] = ()
-    all_phone_numbers: Annotated[bool, Meta(description="true or false")] = False
-    max_passes: Annotated[
-        int, Meta(ge=1, le=10, description="passes over a moving list, a whole number from 1 to 10")
-    ] = 3
-    max_confirmations: Annotated[
-        int, Meta(ge=0, le=1_000_000, description="missing chats asked for, 0 to 1000000")
-    ] = 2000
-    max_requests: Annotated[
-        Annotated[int, Meta(ge=1, le=10**9)] | None,
-        Meta(description="requests of a whole run, 1 to 1000000000, or leave it out"),
-    ] = None
-    lease_seconds: Annotated[
-        int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
-    ] = 60
-
-
-class Log(Struct, frozen=True):
-    """Section [log]."""
-
-    json: Annotated[bool, Meta(description="true or false")] = False
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """The whole configuration; `token` is for numbers without one of their own."""
-
-    api: Api
-    database: Database
-    sync: Sync
-    log: Log
-    token: Token | None
-
-
-SECTIONS: dict[str, type[Struct]] = {"api": Api, "database": Database, "sync": Sync, "log": Log}
 
 
 def load_config(
@@ -148,6 +62,7 @@ def load_config(
         api=Api(**values["api"]),
         database=Database(**values["database"]),
         sync=Sync(phone_numbers=numbers, **values["sync"]),
+        monitoring=_monitoring(values["monitoring"], problems, needs_secrets=needs_token),
         log=Log(**values["log"]),
         token=_default_token(values["api"].get("token_file"), environ, problems, needs_token),
     )
@@ -160,6 +75,22 @@ def load_config(
         shown = problems[:_MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         raise ConfigError("The configuration has problems:\n" + "\n".join(f"  {p}" for p in shown))
     return config
+
+
+def load_monitoring(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> Monitoring:
+    """Section [monitoring] by itself, so that also a run without a valid Config is reported.
+
+    What is invalid in it, or in a file as a whole, is left out; `load_config` says why.
+    """
+    try:
+        section = _file_settings(path, environ).get("monitoring")
+    except ConfigError:
+        section = None
+    given = section if isinstance(section, dict) else {}
+    given = {**given, **_env_settings(environ, [])["monitoring"]}
+    return _monitoring(dict(_checked("monitoring", Monitoring, given, [])), [], needs_secrets=True)
 
 
 def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -242,11 +173,17 @@ def _checked(
             continue
         try:
             # Not strict, because the environment has only strings: "50" must pass for 50.
-            yield key, msgspec.convert(given[key], hint, strict=False)
+            yield key, msgspec.convert(given[key], hint, strict=False, dec_hook=_secret_url)
         except msgspec.ValidationError:
             meta = next(arg for arg in get_args(hint) if isinstance(arg, Meta))
             # Not the value: it may be a misplaced token.
             problems.append(f"{section}.{key}: invalid value; expected {meta.description}")
+
+
+def _secret_url(_: type[SecretUrl], given: Any) -> SecretUrl:
+    if not isinstance(given, str) or not _is_http_url(given.strip()):
+        raise ValueError
+    return SecretUrl(given.strip())
 
 
 def _suggestion(section: str, key: str) -> str:
@@ -334,13 +271,7 @@ def _default_token(
             return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
         if not token_file:
             return None
-        content = _read(Path(token_file), _MAX_TOKEN_BYTES)
-        return _token(content.decode("utf-8-sig"), "api.token_file")
-    except OSError as error:
-        # Not the path: it may be a misplaced token.
-        problem = f"api.token_file: that file cannot be read: {error.strerror}"
-    except UnicodeDecodeError:
-        problem = "api.token_file: that is not a text file"
+        return _token(_secret(token_file, "api.token_file"), "api.token_file")
     except ValueError as error:
         problem = str(error)
     if not needed:
@@ -349,9 +280,38 @@ def _default_token(
     return Token("unusable")  # so that it is not reported as missing too
 
 
+def _secret(path: str, source: str) -> str:
+    """The text of a file that holds a secret. Raises ValueError, which names `source`."""
+    try:
+        return _read(Path(path), _MAX_SECRET_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        # Not the path: it may be a misplaced secret.
+        raise ValueError(f"{source}: that file cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{source}: that is not a text file") from None
+
+
+def _monitoring(values: dict[str, Any], problems: list[str], *, needs_secrets: bool) -> Monitoring:
+    """The section, with the URL from its file. A command that makes no request needs no secrets."""
+    monitoring, source = Monitoring(**values), "monitoring.ping_url_file"
+    if not monitoring.ping_url_file:
+        return monitoring
+    if monitoring.ping_url:
+        problems.append(f"{source}: delete it, or monitoring.ping_url: both name a URL")
+        return structs.replace(monitoring, ping_url=None)
+    try:
+        url = _secret_url(SecretUrl, _secret(monitoring.ping_url_file, source))
+    except ValueError as error:
+        if needs_secrets:
+            problem = f"{source}: holds no usable URL; put it there, one line, http or https"
+            problems.append(str(error) or problem)
+        return monitoring
+    return structs.replace(monitoring, ping_url=url)
+
+
 def _token(text: str, source: str) -> Token:
     value = text.strip()
-    if not re.fullmatch(f"[!-~]{{1,{_MAX_TOKEN_BYTES}}}", value):
+    if not re.fullmatch(f"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value):
         raise ValueError(f"{source}: holds no usable token; put the bare token there, one line")
     return Token(value)
 
@@ -378,6 +338,13 @@ def _check_urls(values: dict[str, dict[str, Any]], problems: list[str]) -> None:
 
 
 def _is_base_url(url: str) -> bool:
+    if not _is_http_url(url) or set(url) & set("?@"):
+        return False
+    parts = urlsplit(url)
+    return parts.scheme == "https" or is_loopback(parts.hostname or "")
+
+
+def _is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         port = parts.port  # Raises ValueError if it is no number up to 65535.
@@ -385,9 +352,9 @@ def _is_base_url(url: str) -> bool:
         return False
     if not url.isprintable() or not url.isascii() or len(url) > 2000 or port == 0:
         return False
-    if not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.hostname or "") or set(url) & set("?#@ "):
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", parts.hostname or "") or set(url) & set("# "):
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    return parts.scheme in {"http", "https"}
 
 
 def is_loopback(host: str) -> bool:

@@ -1,0 +1,1 @@
+"""What reports a run to the outside: pings, a metrics file, OpenTelemetry."""
