@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from sqlalchemy import Engine, Table, insert, select
+from sqlalchemy import Engine, Table, delete, insert, inspect, select
 
 from etl.db import leases, schema
 from etl.db.engine import open_engine, reading
-from etl.db.tables import metadata, run_fences
+from etl.db.tables import data_dictionary, metadata, run_fences
 from tests.support import postgres
 from tests.support.builders import Row, Rows
 from tests.support.marks import cannot_run
@@ -130,8 +130,12 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            names = ", ".join(metadata.tables.keys() - {"data_dictionary"})
-            connection.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY CASCADE")
+            # TRUNCATE would take twenty times as long.
+            for table in reversed(metadata.sorted_tables):
+                if table is not data_dictionary:
+                    connection.execute(delete(table))
+            for sequence in inspect(connection).get_sequence_names():
+                connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} RESTART")
             connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
     yield opened
     opened.dispose()

@@ -25,6 +25,8 @@ from tests.support.command import (
     select,
 )
 
+pytestmark = pytest.mark.slow  # Each test starts processes.
+
 URL = "sqlite:///linq.db"
 NO_SPACE = "linq-etl: Cannot write the output: No space left on device.\n"
 CLOSED = ("2>&-", ">&-", ">&- 2>&- <&-")

@@ -110,6 +110,7 @@ def test_without_a_database() -> None:
     assert not Path("no.db").exists()
 
 
+@pytest.mark.slow
 @only_postgres
 def test_a_signal_ends_it(env: dict[str, str], database_url: str) -> None:
     """Within seconds, also while it waits for a row; exit code 143, and nothing is half done."""

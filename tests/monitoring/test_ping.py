@@ -194,6 +194,7 @@ def test_a_service_that_is_away() -> None:
     assert seconds < ping.SECONDS + 5
 
 
+@pytest.mark.slow
 def test_a_service_that_never_answers() -> None:
     """The run ends within seconds, and says so."""
     with Receiver(Reply(after=threading.Event())) as service, world() as sandbox:
@@ -261,6 +262,7 @@ def test_the_url_may_come_from_a_file() -> None:
     assert service.targets == [f"/{UUID}/start", f"/{UUID}"]
 
 
+@pytest.mark.slow
 def test_the_url_is_shown_nowhere(tmp_path: Path) -> None:
     """Neither on stdout nor on stderr, nor in the database, also if the service is broken."""
     with Receiver(Reply(302, {"Location": "/elsewhere"})) as service, world() as sandbox:

@@ -33,6 +33,8 @@ from tests.support.command import (
 )
 from tests.support.receiver import Receiver, Reply
 
+pytestmark = pytest.mark.slow  # Each test starts a process.
+
 URL = "sqlite:///linq.db"
 SECRET = "collector-key-4f9a"
 Span = dict[str, Any]

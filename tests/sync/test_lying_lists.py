@@ -137,6 +137,7 @@ def most_requests(pages: Sequence[Page], max_passes: int) -> int:
     return (max_passes + 1) * MAX_UNCOUNTED_PAGES + 30
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.lists(claims, min_size=1, max_size=8),
