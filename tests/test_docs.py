@@ -204,11 +204,14 @@ def in_postgresql(postgres_server: str) -> Iterator[Stored]:
 def _synced_twice(url: str) -> Iterator[Stored]:
     """Sync, let something of each kind happen, and sync again."""
     with Sandbox(build_world(chats_per_number=120), token=TOKEN) as sandbox:
+        sandbox.world.change_service(sandbox.world.listing(A)[4], "SMS")
         stored = Stored(sandbox, url)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in stored.environment().items():
                 patch.setenv(name, value)
             assert run(["sync"]) == 0
+            # As if the chats had been watched for long.
+            execute(url, "UPDATE chats SET first_seen_at = '2025-06-01 12:00:00+00:00'")
             with sandbox.lock:
                 _let_time_pass(sandbox.world)
             assert run(["sync"]) == 0
@@ -216,11 +219,13 @@ def _synced_twice(url: str) -> Iterator[Stored]:
 
 
 def _let_time_pass(world: World) -> None:
-    first, second, third = world.listing(A)[:3]
+    first, second, third, fourth, fifth = world.listing(A)[:5]
     world.jump(first)
     world.rename(second, "Opening night")
     world.join(third)
     world.create(A)
+    world.leave(fourth)
+    world.change_service(fifth, "iMessage")
 
 
 @pytest.fixture
