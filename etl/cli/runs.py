@@ -17,6 +17,8 @@ COLUMNS = (
     Column("error", cut_to=10),
 )
 
+_NAMED = 50  # numbers with the same problem
+
 
 def short(record: Row) -> Row:
     """A run in seven columns; of its numbers, those that succeeded if some did not."""
@@ -66,12 +68,16 @@ def _changes(record: Row) -> str:
 
 
 def _group(problem: str, numbers: Sequence[Row], total: int, width: int) -> Iterator[str]:
-    """The sentence that most numbers have, then the numbers in full."""
+    """The sentence that most numbers have, then the numbers in full, unless they are all."""
     errors = [number["error_detail"] or problem for number in numbers]
     sentence = one_line(max(errors, key=errors.count))
     status = numbers[0]["status"]
     yield from folded(f"{len(numbers)} of {counted(total, 'number')} {status}: {sentence}", width)
-    for line in folded(" ".join(number["phone_number"] for number in numbers), width - 2):
+    if len(numbers) == total > 1:
+        return
+    named = [number["phone_number"] for number in numbers[:_NAMED]]
+    others = [f"and {len(numbers) - _NAMED} others: --json"] if len(numbers) > _NAMED else []
+    for line in folded(" ".join((*named, *others)), width - 2):
         yield f"  {line}"
 
 

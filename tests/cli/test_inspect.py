@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from etl import __version__
+from etl.cli.runs import in_full
 from etl.cli.status import NULLS, with_age
 from etl.db.tables import views
 from etl.sandbox import Sandbox, build_world
@@ -235,3 +236,28 @@ def test_phone_numbers(synced: Synced) -> None:
     ]
     table = call("phone-numbers", env=env | {"LINQ_ETL_SYNC__PHONE_NUMBERS": ""})
     assert [line.split() for line in table.stdout.splitlines()[1:]] == [[B, "no"], [A, "no"]]
+
+
+@pytest.mark.parametrize(
+    ("failed", "others", "named"), [(3, 0, 0), (3, 1, 3), (50, 1, 50), (70, 1, 50)]
+)
+def test_numbers_with_the_same_problem(failed: int, others: int, named: int) -> None:
+    """They are named in full, but no wall of digits is printed: not more than 50, and not all."""
+    record = stored_run(failed=failed, succeeded=others)
+    lines = [line for line in in_full(record, 80) if line.startswith("  +") or "others:" in line]
+    shown = " ".join(lines).split()
+    assert len([word for word in shown if word.startswith("+")]) == named
+    assert (f"and {failed - named} others: --json" in " ".join(shown)) == (0 < named < failed)
+
+
+def stored_run(*, failed: int, succeeded: int) -> dict[str, Any]:
+    """A run's record with so many numbers that failed for the same reason."""
+    number = {"rejected": 0, "reason": None, "total_count": 1, "completeness": None}
+    error = {"status": "failed", "error_detail": "Cannot reach the API.", **number}
+    good = {"status": "succeeded", "error_detail": None, **number, "completeness": "consistent"}
+    numbers = [error] * failed + [good] * succeeded
+    return {
+        "id": 1,
+        "status": "partial",
+        "numbers": [{"phone_number": f"+1312555{i:04}", **each} for i, each in enumerate(numbers)],
+    }
