@@ -292,16 +292,14 @@ def test_a_held_lock_is_explained(engine: Engine, monkeypatch: pytest.MonkeyPatc
 
 
 @only_postgres
-def test_a_suspension_within_a_transaction_is_explained(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_suspension_within_a_transaction_is_explained(engine: Engine) -> None:
     """The server ended the session, because it must not block others for ever."""
-    monkeypatch.setitem(postgresql._SETTINGS, "idle_in_transaction_session_timeout", "1ms")
     alive = text("SELECT count(*) FROM pg_stat_get_activity(:pid)")
 
     def pause_between_two_statements() -> None:
         with writing(engine) as connection, reading(engine) as monitor:
             process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+            connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1ms'")
             while monitor.execute(alive, {"pid": process}).scalar_one():
                 pass
             connection.execute(select(chats))
