@@ -225,10 +225,13 @@ def test_a_file_that_is_deleted_during_a_run_is_noticed(tmp_path: Path, world: W
 
 
 def test_many_runs_at_once(database_url: str, sandbox: Sandbox, world: World) -> None:
-    """Of the same numbers and of others, on a new database: each ends as documented."""
+    """Of the same numbers and of others, on a new database: each ends as documented.
+
+    With the usual lease: they also wait for each other.
+    """
     with ExitStack() as stack:
         processes = [
-            stack.enter_context(running("sync", env=settings(sandbox, database_url, *numbers)))
+            stack.enter_context(running("sync", env=environment(sandbox, database_url, *numbers)))
             for numbers in [(A,), (B,), (A, B), (B, A)] * 5
         ]
         codes = {ended(process, within=120).code for process in processes}
