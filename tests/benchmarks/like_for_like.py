@@ -39,7 +39,7 @@ _COLUMNS: Final = {
         *("chat_id", "id", "phone_number", "service", "joined_at"),
         *("first_seen_at", "changed_at"),
     ),
-    "chat_message_counts": ("chat_id", "observed_at", "message_count", "run_id"),
+    "chat_message_counts": ("chat_id", "observed_at", "message_count", "run_id", "observed_on"),
     "chat_phone_numbers": ("phone_number", "chat_id", "first_seen_at"),
 }
 Row = tuple[Any, ...]
@@ -98,7 +98,8 @@ def _transactions(pages: list[Page], time_value: Callable[[datetime], Any]) -> I
 
 
 def _add_rows(rows: Rows, page: Page, time_value: Callable[[datetime], Any]) -> None:
-    at = time_value(datetime.now(UTC))
+    now = datetime.now(UTC)
+    at, today = time_value(now), now.date() if time_value is not _sqlite_time else str(now.date())
     for chat in page.data:
         texts, digest = (chat.display_name, chat.service), hash(chat.display_name)
         rows["chats"].append((chat.id, *texts, chat.group, chat.message_count, at, at, digest))
@@ -106,7 +107,7 @@ def _add_rows(rows: Rows, page: Page, time_value: Callable[[datetime], Any]) -> 
             (chat.id, each.id, each.phone_number, each.service, time_value(each.joined_at), at, at)
             for each in chat.chat_handles
         )
-        rows["chat_message_counts"].append((chat.id, at, chat.message_count, 1))
+        rows["chat_message_counts"].append((chat.id, at, chat.message_count, 1, today))
         rows["chat_phone_numbers"].append((_NUMBER, chat.id, at))
 
 
