@@ -31,18 +31,12 @@ QUERIES: Final = {
         FROM chat_events e JOIN chats c ON c.id = e.chat_id
         ORDER BY e.chat_id, e.id LIMIT 8;""",
     "Chats that gained the most messages": """
-        SELECT display_name AS chat,
-               max(m.message_count) - min(m.message_count) AS gained
-        FROM chat_message_counts m JOIN chats c ON c.id = m.chat_id
-        GROUP BY c.id HAVING max(m.message_count) > min(m.message_count)
-        ORDER BY gained DESC, c.id LIMIT 5;""",
+        SELECT display_name AS chat, gained_7_days AS gained
+        FROM chat_activity WHERE gained_7_days > 0
+        ORDER BY gained DESC, chat_id LIMIT 5;""",
     "People who talk to both numbers": """
-        SELECT h.phone_number AS participant,
-               count(DISTINCT l.phone_number) AS numbers,
-               count(DISTINCT h.chat_id) AS chats
-        FROM chat_handles h JOIN chat_phone_numbers l ON l.chat_id = h.chat_id
-        WHERE h.phone_number NOT IN (SELECT phone_number FROM phone_numbers)
-        GROUP BY h.phone_number HAVING count(DISTINCT l.phone_number) > 1
+        SELECT participant, numbers, chats
+        FROM participants WHERE numbers > 1 AND NOT is_own_number
         ORDER BY chats DESC, participant LIMIT 5;""",
     "The run log": """
         SELECT id, status, requests, chats_inserted AS new, chats_updated AS changed,
