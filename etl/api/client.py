@@ -113,12 +113,19 @@ class LinqClient:
 
         return await self._get(context, f"/chats?{urlencode(query)}", decode, again=again)
 
-    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
-        """Read one chat; None if the API says that it does not exist (404, code not_found)."""
+    async def get_chat(
+        self, context: RequestContext, chat_id: int, *, again: bool = False
+    ) -> Chat | Rejected | None:
+        """Read one chat; None if the API says that it does not exist (404, code not_found).
+
+        `again` counts the request as a retry.
+        """
+
+        def decode(body: bytes, _: datetime) -> Chat | Rejected:
+            return decode_chat(body, chat_id)
+
         try:
-            return await self._get(
-                context, f"/chats/{chat_id}", lambda body, _: decode_chat(body, chat_id)
-            )
+            return await self._get(context, f"/chats/{chat_id}", decode, again=again)
         except RequestRefusedError as error:
             if (error.status, error.code) == (404, "not_found"):
                 return None
