@@ -113,21 +113,31 @@ class LinqClient:
 
         return await self._get(context, f"/chats?{urlencode(query)}", decode, again=again)
 
-    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
-        """Read one chat; None if the API says that it does not exist (404, code not_found)."""
+    async def get_chat(
+        self, context: RequestContext, chat_id: int, *, again: bool = False
+    ) -> Chat | Rejected | None:
+        """Read one chat; None if the API says that it does not exist (404, code not_found).
+
+        `again` counts the request as a retry.
+        """
+
+        def decode(body: bytes, _: datetime) -> Chat | Rejected:
+            return decode_chat(body, chat_id)
+
         try:
-            return await self._get(
-                context, f"/chats/{chat_id}", lambda body, _: decode_chat(body, chat_id)
-            )
+            return await self._get(context, f"/chats/{chat_id}", decode, again=again)
         except RequestRefusedError as error:
             if (error.status, error.code) == (404, "not_found"):
                 return None
             raise
 
     async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
-        """Read which phone numbers the context's token reaches."""
+        """Read which phone numbers the context's token reaches.
+
+        A failure says nothing of the requests for chats, and neither stops nor pauses them.
+        """
         return await self._get(
-            context, "/phone_numbers", lambda body, _: decode_phone_numbers(body)
+            context, "/phone_numbers", lambda body, _: decode_phone_numbers(body), aside=True
         )
 
     def set_rate(self, token: Token, requests_per_second: float) -> None:
@@ -139,7 +149,13 @@ class LinqClient:
         return {token: lane.rate for token, lane in self._lanes.items() if lane.rate}
 
     async def _get(
-        self, context: RequestContext, target: str, decode: Decode[T], *, again: bool = False
+        self,
+        context: RequestContext,
+        target: str,
+        decode: Decode[T],
+        *,
+        again: bool = False,
+        aside: bool = False,
     ) -> T:
         tries = Tries(
             self._config.max_attempts,
@@ -147,10 +163,11 @@ class LinqClient:
             self._monotonic,
             self._monotonic(),
             sent=int(again),
+            aside=aside,
         )
 
         def after(state: RetryCallState) -> None:
-            self._failures += 1
+            self._failures += not aside
             tries.end(state)
 
         def spent(state: RetryCallState) -> Page:
@@ -158,7 +175,8 @@ class LinqClient:
             if failure.empty_page:
                 return failure.empty_page
             error = copy(self._pace.error) or final_error(failure, state.attempt_number)
-            if self._failures > 1 and tries.nothing_answered and not failure.is_too_long:
+            is_down = self._failures > 1 and tries.nothing_answered and not failure.is_too_long
+            if is_down and not aside:
                 self._pace.stop(error)  # Nothing gets through: the other requests end too.
             raise error from failure
 
@@ -209,7 +227,7 @@ class LinqClient:
             sent_at = self._clock()
             self.usage[context.phone_number] += ApiUsage(requests=1, retries=int(tries.sent > 0))
             tries.sent += 1
-            response = await self._send(context, target, turn)
+            response = await self._send(context, target, turn, aside=tries.aside)
         # Decode one response at a time and yield in between, so that a burst does not delay
         # requests.
         try:
@@ -230,7 +248,9 @@ class LinqClient:
         self._answered_at = self._monotonic()
         self._failures = 0
 
-    async def _send(self, context: RequestContext, target: str, turn: Turn) -> Response:
+    async def _send(
+        self, context: RequestContext, target: str, turn: Turn, *, aside: bool
+    ) -> Response:
         """One request: a status of success, whose body is to be released. Tells the pace."""
         response = await self._transport.get(context.token, target)
         if response.status not in RETRY_STATUSES:
@@ -238,10 +258,10 @@ class LinqClient:
             if response.status != 200:
                 self._note_answer()
         try:
-            self._check(context, response)
+            self._check(context, response, aside=aside)
         except BaseException as error:
             self._transport.release(response)
-            if isinstance(error, TransientError) and error.throttled:
+            if isinstance(error, TransientError) and error.throttled and not aside:
                 if error.is_too_long:
                     self._pace.stop(final_error(error, 1))
                 else:
@@ -250,10 +270,11 @@ class LinqClient:
         self._accepted.add(context.token)
         return response
 
-    def _check(self, context: RequestContext, response: Response) -> None:
+    def _check(self, context: RequestContext, response: Response, *, aside: bool) -> None:
         if response.status == 401:
             numbers = self._refused_numbers[context.token]
-            numbers.add(context.phone_number)
+            if not aside:
+                numbers.add(context.phone_number)
             # One number's 401 among good answers is that number's; else the token is refused.
             if context.token not in self._accepted or len(numbers) > 1:
                 self._refused.add(context.token)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 from msgspec.structs import astuple
 
-from etl.api.models import Chat, LinqNumber, Page, Rejected
+from etl.api.models import Chat, LinqNumber, Page, Rejected, memory_size
 from etl.api.records import (
     MAX_VALUES,
     decode_record,
@@ -28,7 +28,6 @@ MAX_ROWS: Final = 200  # twice the most that can be asked for; the API may ignor
 MAX_NUMBERS: Final = 100_000
 MAX_COUNT: Final = 10**9
 _MAX_MEMBERS: Final = 100
-_VALUE_BYTES: Final = 100  # in memory, besides its text
 _MAX_ERROR: Final = 64 * 1024
 _NO_JSON: Final = "an answer that is not JSON, or is cut short"
 
@@ -89,18 +88,12 @@ def decode_page(body: bytes, page_number: int, observed_at: datetime) -> Page:
         rejected=records.rejected,
         texts_cleaned=records.texts_cleaned,
         observed_at=observed_at,
-        size=_size(body),
+        size=memory_size(body),
         is_gap=extent.is_gap,
     )
     if page.is_gap:
         raise EmptyPageError(f"an empty page {page_number} of {extent.full_pages}", page)
     return page
-
-
-def _size(body: bytes) -> int:
-    # Python stores each character of a text in 4 bytes if one of them needs as many.
-    width = 1 if body.isascii() and rb"\u" not in body else 4
-    return width * len(body) + _VALUE_BYTES * body.count(b",")
 
 
 class _Records(NamedTuple):

@@ -53,6 +53,11 @@ class Chat(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
         """Hash of the whole content, a signed 64-bit integer."""
         return hash64(_encode(self))
 
+    @property
+    def size(self) -> int:
+        """Roughly the most bytes that it takes in memory."""
+        return memory_size(_encode(self))
+
 
 class Rejected(Struct, frozen=True):
     """A record that cannot be stored as a chat.
@@ -119,6 +124,7 @@ class ApiUsage(Struct, frozen=True):
         )
 
 
+_VALUE_BYTES: Final = 100  # in memory, besides its text
 _encode = msgspec.json.Encoder().encode
 _encode_canonical = json.JSONEncoder(
     ensure_ascii=False, sort_keys=True, separators=(",", ":")
@@ -128,6 +134,13 @@ _encode_canonical = json.JSONEncoder(
 def hash64(content: bytes) -> int:
     """A signed 64-bit hash, the same in every process."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True)
+
+
+def memory_size(text: bytes) -> int:
+    """Roughly the most bytes that JSON takes in memory once it is decoded."""
+    # Python stores each character of a text in 4 bytes if one of them needs as many.
+    width = 1 if text.isascii() and rb"\u" not in text else 4
+    return width * len(text) + _VALUE_BYTES * text.count(b",")
 
 
 def canonical_json(value: Any) -> str:

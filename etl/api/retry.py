@@ -54,7 +54,8 @@ class Tries:
     """The tries of one request. A throttle is free while other requests get through.
 
     `waited` counts the seconds in which the request waited for its turn. They count for the time
-    that a request may take only if the API answers nobody.
+    that a request may take only if the API answers nobody. A request `aside` is one whose failure
+    does not concern the others.
     """
 
     most: int
@@ -65,6 +66,7 @@ class Tries:
     free: int = 0
     waited: float = 0.0
     sent: int = 0
+    aside: bool = False
 
     @property
     def nothing_answered(self) -> bool:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Of mallopt, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
@@ -143,6 +146,7 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
 
     Raises RunInterruptedError once the cancelled job has cleaned up.
     """
+    _return_large_blocks()
     handlers = {each: signal.getsignal(each) for each in _ENDS_AS}
     watched = [each for each in _ENDS_AS if not _is_ignored_hangup(each)]
     received: list[int] = []
@@ -173,6 +177,19 @@ def run_interruptible(job: Coroutine[Any, Any, T]) -> T:
         if not received:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
+
+
+def _return_large_blocks() -> None:
+    """Have glibc return each freed block of 1 MiB or more to the system.
+
+    Else it stops doing so after the first ones, and large texts leave holes all over its heaps.
+    """
+    from ctypes import CDLL
+
+    with suppress(AttributeError, OSError):  # Another C library has no mallopt.
+        mallopt = CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 2**22)
 
 
 class _Executor(ThreadPoolExecutor):

@@ -81,9 +81,7 @@ class BoundedFetch:
 
     def ahead(self, page_number: int, expected: int) -> Reading | None:
         """Start to read a page of the expected size; None if there is no room for it."""
-        if not self.room.take(expected):
-            return None
-        return Reading(self.room, expected, lambda: self(page_number))
+        return self.room.ahead(expected, lambda: self(page_number))
 
     @property
     def is_counted(self) -> bool:

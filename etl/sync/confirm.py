@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from etl.api.models import Chat, Rejected
 from etl.errors import (
     AccessDeniedError,
     ApiUnavailableError,
@@ -17,8 +16,7 @@ from etl.errors import (
 )
 from etl.sync.budget import BudgetSpentError
 
-GetChat = Callable[[int], Awaitable[Chat | Rejected | None]]
-Refresh = Callable[[Chat], Awaitable[None]]
+Ask = Callable[[int], Awaitable[bool | None]]
 
 SUSPICIOUS_COUNT = 10
 SUSPICIOUS_SHARE = 0.1
@@ -39,16 +37,16 @@ def suspicious(removed: int, known: int) -> bool:
 
 async def confirm_missing(
     chat_ids: Sequence[int],
-    get_chat: GetChat,
-    refresh: Refresh,
+    ask: Ask,
     *,
     width: int,
     stop_when: Callable[[int], bool],
 ) -> Confirmations:
     """Ask for each chat, `width` at a time, until the API is unavailable or the budget spent.
 
-    `refresh` gets each chat that is alive. `stop_when` gets the number of chats found gone so far,
-    and stops the rest if it returns true. Raises TokenRefusedError.
+    `ask` tells whether a chat is alive, or None if the answer is not clear. `stop_when` gets the
+    number of chats found gone so far, and stops the rest if it returns true. Raises
+    TokenRefusedError.
     """
     remaining = iter(chat_ids)
     gone: list[int] = []
@@ -61,17 +59,14 @@ async def confirm_missing(
             if unavailable or stop_when(len(gone)):
                 return
             try:
-                chat = await get_chat(chat_id)
+                is_alive = await ask(chat_id)
             except (RequestRefusedError, AccessDeniedError):
                 continue
             except (ApiUnavailableError, BudgetSpentError):
                 unavailable = True
                 return
-            if chat is None:
-                gone.append(chat_id)
-            elif isinstance(chat, Chat) and chat.id == chat_id:
-                alive.append(chat_id)
-                await refresh(chat)
+            if is_alive is not None:
+                (alive if is_alive else gone).append(chat_id)
 
     try:
         async with asyncio.TaskGroup() as workers:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-import msgspec
 from sqlalchemy import Connection
 
 from etl.api.client import LinqClient, RequestContext
@@ -72,6 +71,7 @@ class NumberSync:
         self._request = request
         self._phone_number = request.phone_number
         self._width = 2 * context.config.api.max_concurrency
+        self._largest_chat = 0  # bytes of an answer to Get Chat
         self._rejected = 0
         self._retries_charged = 0
         self._spent: str | None = None  # why no request is left
@@ -145,8 +145,7 @@ class NumberSync:
         observed_at = self._context.clock()
         confirmations = await confirm_missing(
             list(ids.missing(self._context.config.sync.max_confirmations)),
-            self._get_chat,
-            lambda chat: self._refresh(chat, observed_at),
+            lambda chat_id: self._ask(chat_id, observed_at),
             width=self._context.config.api.max_concurrency,
             stop_when=lambda gone: self._suspicious(gone, known),
         )
@@ -196,24 +195,29 @@ class NumberSync:
     async def _is_reached(self) -> bool:
         return await self._context.reach.includes(self._phone_number, self._request.token)
 
-    async def _get_chat(self, chat_id: int) -> Chat | Rejected | None:
-        self._charge()
-        return await self._context.client.get_chat(self._request, chat_id)
+    async def _ask(self, chat_id: int, observed_at: datetime) -> bool | None:
+        """Whether a missing chat is alive, and then its answer is stored; None if that is unclear.
 
-    async def _refresh(self, chat: Chat, observed_at: datetime) -> None:
-        """Store a chat that was asked for by itself; that does not put it in the list."""
-        page = Page(
-            page_number=0,
-            per_page=1,
-            total_count=None,
-            last_page=None,
-            chats=(chat,),
-            rejected=(),
-            texts_cleaned=0,
-            observed_at=observed_at,
-            size=4 * len(msgspec.json.encode(chat)),
-        )
-        await self._context.writer.put(ObservedPage(self._phone_number, page, listed=False))
+        Its answer waits in the room for the writer, beside the pages of other numbers.
+        """
+
+        async def read(*, again: bool = False) -> Page:
+            if not again:  # Charged with the other retries.
+                self._charge()
+            chat = await self._context.client.get_chat(self._request, chat_id, again=again)
+            return _page_of(chat, observed_at)
+
+        async def refresh(page: Page) -> bool | None:
+            self._largest_chat = max(self._largest_chat, page.size)
+            if page.chats:  # This does not put the chat in the list.
+                observed = ObservedPage(self._phone_number, page, listed=False)
+                await self._context.writer.put(observed)
+                return True
+            return None if page.rejected else False
+
+        room = self._context.room
+        reading = room.ahead(self._largest_chat, read)
+        return await room.use(reading, refresh, read=read, again=lambda: read(again=True))
 
     # A page range
 
@@ -284,6 +288,22 @@ class NumberSync:
         self._rejected += len(page.rejected)
         await self._context.writer.put(ObservedPage(self._phone_number, page))
         self._context.progress.page_read(self._phone_number, page)
+
+
+def _page_of(answer: Chat | Rejected | None, observed_at: datetime) -> Page:
+    """The answer to Get Chat; without a record if the chat is gone."""
+    chats = (answer,) if isinstance(answer, Chat) else ()
+    return Page(
+        page_number=0,
+        per_page=1,
+        total_count=None,
+        last_page=None,
+        chats=chats,
+        rejected=(answer,) if isinstance(answer, Rejected) else (),
+        texts_cleaned=0,
+        observed_at=observed_at,
+        size=sum(chat.size for chat in chats),
+    )
 
 
 _ALLOW = "removals are withheld; if this is right, apply them with --allow-removals"

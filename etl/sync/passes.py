@@ -195,14 +195,12 @@ class Pass:
 
     async def _process_in_turn(self, page_number: int, reading: Reading | None) -> None:
         """Process the page, which is read alone if there was no room for it."""
-        if reading:
-            async with reading:
-                if page := await reading.page():
-                    await self._process(page)
-                    return
-        async with self._fetch.room.alone:
-            read = self._fetch.again if reading else self._fetch
-            await self._process(await read(page_number))
+        await self._fetch.room.use(
+            reading,
+            self._process,
+            read=lambda: self._fetch(page_number),
+            again=lambda: self._fetch.again(page_number),
+        )
 
     async def _process(self, page: Page) -> None:
         """Update the evidence with a page, then deliver it."""

@@ -1,14 +1,18 @@
 """Memory for the answers of a run that wait for their turn, whatever their size.
 
 Room for a page is reserved by the largest page seen so far. One that turns out larger and does not
-fit is dropped, and read again when it is next. Then it is the only one without room.
+fit is dropped, and read again when it is next. Then it is the only one without room. The answer to
+Get Chat is a page of one chat.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Self
+from typing import Self, TypeVar
 
 from etl.api.models import Page
+
+T = TypeVar("T")
+Read = Callable[[], Awaitable[Page]]
 
 ROOM_BYTES = 48 * 1024 * 1024
 
@@ -33,6 +37,26 @@ class Room:
         """Give back what was taken."""
         self._free += size
 
+    def ahead(self, expected: int, read: Read) -> "Reading | None":
+        """Start to read a page of the expected size; None if there is no room for it."""
+        return Reading(self, expected, read) if self.take(expected) else None
+
+    async def use(
+        self,
+        reading: "Reading | None",
+        use: Callable[[Page], Awaitable[T]],
+        *,
+        read: Read,
+        again: Read,
+    ) -> T:
+        """Use a page whose turn it is. One without room is read alone: `again` if it was read."""
+        if reading:
+            async with reading:
+                if page := await reading.page():
+                    return await use(page)
+        async with self.alone:
+            return await use(await (again if reading else read)())
+
 
 class Reading:
     """A page that is read ahead of its turn. Ended by `close`, or by leaving the `with` block.
@@ -40,7 +64,7 @@ class Reading:
     It takes over `reserved` bytes of room.
     """
 
-    def __init__(self, room: Room, reserved: int, read: Callable[[], Awaitable[Page]]) -> None:
+    def __init__(self, room: Room, reserved: int, read: Read) -> None:
         self._room = room
         self._taken = reserved
         self._task = asyncio.ensure_future(self._read(read))
@@ -61,7 +85,7 @@ class Reading:
         await asyncio.gather(self._task, return_exceptions=True)
         self._resize(0)
 
-    async def _read(self, read: Callable[[], Awaitable[Page]]) -> Page | None:
+    async def _read(self, read: Read) -> Page | None:
         page = await read()
         return page if self._resize(page.size) else None
 

@@ -7,9 +7,10 @@ again. The bound holds for all chats of the database, at 95 % confidence.
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
@@ -21,7 +22,7 @@ from etl.config import Config, Token
 from etl.db.engine import clock_of
 from etl.db.store.batch import Observation
 from etl.db.store.diff import StoredChat, diff
-from etl.db.store.read import read_chats
+from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED
 from etl.db.tables import chat_phone_numbers, chats
 from etl.db.transactions import Transactions
@@ -78,38 +79,64 @@ class Verification:
 
 
 async def verify(config: Config, engine: Engine, sample: int) -> Verification:
-    """Read `sample` random chats again, side by side, and compare them; writes nothing."""
+    """Read `sample` random chats again, side by side, and compare them; writes nothing.
+
+    The stored chats are read in portions and the answers compared as they come, because each may
+    take 32 MiB.
+    """
     tokens = {n.e164: n.token for n in config.sync.phone_numbers if n.token}
     readable = _readable_numbers(config, tokens)
     transactions = Transactions(engine, patience=config.database.patience)
-    sampled = await transactions.read(lambda c: _sample(c, sample, readable))
+    drawn = await transactions.read(lambda c: _sample(c, sample, readable))
     clock = await transactions.read(clock_of)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     findings: list[Mismatch] = []
     unknown: list[int] = []
-    remaining = iter(sampled)
+
     async with LinqClient(config.api, pace, clock=clock) as client:
 
-        async def work() -> None:
-            for phone_number, stored in remaining:
-                token = tokens.get(phone_number) or config.token
-                assert token  # noqa: S101  # only numbers with a token are sampled
-                try:
-                    chat = await client.get_chat(RequestContext(phone_number, token), stored.row.id)
-                except RequestRefusedError:
-                    unknown.append(stored.row.id)
-                    continue
+        async def check(phone_number: str, stored: StoredChat) -> None:
+            token = tokens.get(phone_number) or config.token
+            assert token  # noqa: S101  # only numbers with a token are sampled
+            try:
+                chat = await client.get_chat(RequestContext(phone_number, token), stored.row.id)
+            except RequestRefusedError:
+                unknown.append(stored.row.id)
+            else:
                 findings.extend(compare(stored, chat, phone_number, clock()))
 
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(config.api.max_concurrency):
-                    workers.create_task(work())
-        except* EtlError as group:
-            raise group.exceptions[0] from None
-    matches = len(sampled) - len(unknown) - len(findings)
+        async def check_all(portion: Mapping[int, str]) -> None:
+            stored = await transactions.read(partial(read_chats, chat_ids=portion))
+            unknown.extend(portion.keys() - stored.keys())
+            pairs = [(portion[chat_id], chat) for chat_id, chat in stored.items()]
+            await _side_by_side(check, pairs, width=config.api.max_concurrency)
+
+        for portion in drawn:
+            await check_all(portion)
+    sampled = sum(map(len, drawn))
+    matches = sampled - len(unknown) - len(findings)
     ordered = tuple(sorted(findings, key=lambda mismatch: mismatch.chat_id))
-    return Verification(len(sampled), matches, len(unknown), ordered)
+    return Verification(sampled, matches, len(unknown), ordered)
+
+
+async def _side_by_side(
+    check: Callable[[str, StoredChat], Awaitable[None]],
+    pairs: Iterable[tuple[str, StoredChat]],
+    *,
+    width: int,
+) -> None:
+    remaining = iter(pairs)
+
+    async def work() -> None:
+        for pair in remaining:
+            await check(*pair)
+
+    try:
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(width):
+                workers.create_task(work())
+    except* EtlError as group:
+        raise group.exceptions[0] from None
 
 
 def compare(
@@ -170,8 +197,8 @@ def _readable_numbers(config: Config, tokens: Mapping[str, Token]) -> Sequence[s
 
 def _sample(
     connection: Connection, size: int, numbers: Sequence[str] | None
-) -> list[tuple[str, StoredChat]]:
-    """Random stored chats, each with a number that lists or listed it."""
+) -> list[dict[int, str]]:
+    """Random stored chats in portions, each with a number that lists or listed it."""
     links = chat_phone_numbers
     number = select(links.c.chat_id, func.min(links.c.phone_number).label("number"))
     if numbers is not None:
@@ -183,8 +210,8 @@ def _sample(
         .order_by(func.random())
         .limit(size)
     ).all()
-    stored = read_chats(connection, [row.id for row in drawn])
-    return [(row.number, stored[row.id]) for row in drawn]
+    found: dict[int, str] = {row.id: row.number for row in drawn}
+    return [{each: found[each] for each in ids} for ids in portions(connection, [*found])]
 
 
 def _is_explained(stored: StoredChat, chat: Chat) -> bool:

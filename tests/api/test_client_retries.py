@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -361,3 +362,33 @@ def test_another_failure_pauses_nobody(server: Server, caller: Caller) -> None:
     caller.call(server.url, three_calls)
 
     assert (server.times, caller.retry_time.waits) == ([0, 0, 0, 0], [7])
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        (error(429, Retry_After="7"), 2),
+        (error(429, Retry_After="3600"), 1),
+        (error(503), 2),
+        (error(401), 1),
+    ],
+)
+def test_what_list_phone_numbers_fails_with_concerns_no_chat(
+    server: Server, caller: Caller, failure: Answer, tries: int
+) -> None:
+    """Requests for chats go on at once: neither paused nor stopped, nor is their token refused."""
+    server.answers = [OK, *[failure] * tries, error(401), OK]
+
+    async def calls(client: LinqClient, context: RequestContext) -> list[Any]:
+        of_run = replace(context, phone_number=None)
+        return [
+            *await asyncio.gather(list_chats(client, context)),
+            *await asyncio.gather(list_phone_numbers(client, of_run), return_exceptions=True),
+            *await asyncio.gather(list_chats(client, context), return_exceptions=True),
+            *await asyncio.gather(list_chats(client, context)),
+        ]
+
+    results = caller.call(server.url, calls, max_attempts=2)
+
+    assert [isinstance(result, Page) for result in results] == [True, False, False, True]
+    assert sum(caller.pace_time.waits) == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +162,24 @@ def test_global_options_load_the_configuration() -> None:
     config = GlobalOptions(Path("mine.toml")).load_config(offline=True)
     assert [number.e164 for number in config.sync.phone_numbers] == [A]
     assert config.token is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told so")
+def test_a_job_returns_the_memory_of_large_texts() -> None:
+    """Also if what lies between them stays, and after one that was larger."""
+
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    async def job() -> int:
+        b"x" * int("30_000_000")  # Computed, or Python keeps it as a constant.
+        kept, large = [], []
+        for number in range(20):
+            large.append(number.to_bytes(1) * 4_000_000)
+            kept.append(number.to_bytes(1) * 500_000)
+        before = resident()
+        large.clear()
+        return before - resident()
+
+    assert run_interruptible(job()) > 60_000_000

@@ -52,13 +52,15 @@ class Api(MemoryClient):
             raise ApiUnavailableError("the API is down")
         return await super().list_chats(context, page_number, again=again)
 
-    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(
+        self, context: RequestContext, chat_id: int, *, again: bool = False
+    ) -> Chat | Rejected | None:
         self.asked.append(chat_id)
         if len(self.asked) > self.good_answers:
             raise ApiUnavailableError("the API is down")
         if chat_id in self.refused_chats:
             raise RequestRefusedError("forbidden", status=403, code="forbidden")
-        return await super().get_chat(context, chat_id)
+        return await super().get_chat(context, chat_id, again=again)
 
     async def list_phone_numbers(self, context: RequestContext) -> tuple[LinqNumber, ...]:
         self.listings += 1
@@ -91,6 +93,7 @@ class Account:
         self,
         number: str = A,
         *,
+        max_concurrency: int = 1,
         max_confirmations: int = 2000,
         max_passes: int = 3,
         max_requests: int | None = None,
@@ -99,7 +102,7 @@ class Account:
     ) -> RunResult:
         ceiling = {"SYNC__MAX_REQUESTS": max_requests} if max_requests else {}
         config = config_with(
-            API__MAX_CONCURRENCY=1,
+            API__MAX_CONCURRENCY=max_concurrency,
             DATABASE__PATIENCE=patience,
             SYNC__MAX_CONFIRMATIONS=max_confirmations,
             SYNC__MAX_PASSES=max_passes,

@@ -82,7 +82,9 @@ class MemoryClient(LinqClient):
         self.sent |= {chat["id"]: chat for chat in answer["data"]}
         return decode_page(json.dumps(answer).encode(), page_number, self.clock())
 
-    async def get_chat(self, context: RequestContext, chat_id: int) -> Chat | Rejected | None:
+    async def get_chat(
+        self, context: RequestContext, chat_id: int, *, again: bool = False
+    ) -> Chat | Rejected | None:
         await self._before_answer()
         try:
             chat = self.world.chat(chat_id)

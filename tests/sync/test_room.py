@@ -1,17 +1,22 @@
-"""Pages that are read ahead of their turn take bounded memory, however large they become."""
+"""Answers that wait for their turn take bounded memory, however large they become."""
 
 import asyncio
 from weakref import ref
 
 import pytest
 from msgspec import structs
+from sqlalchemy import Engine
 
-from etl.api.models import Page
+from etl.api.client import RequestContext
+from etl.api.models import Chat, Page, Rejected
 from etl.errors import ApiUnavailableError
+from etl.sandbox import World
 from etl.sync.budget import BoundedFetch
-from etl.sync.room import Room
+from etl.sync.room import ROOM_BYTES, Room
 from etl.sync.seen import ChatIds
 from etl.sync.walk import Verdict, walk
+from tests.support.account import Account, Api
+from tests.support.builders import A, Rows
 from tests.support.memory_api import page_of
 
 ROOM, LARGE = 1000, 900
@@ -113,3 +118,48 @@ def test_a_walk_that_fails_leaves_its_room() -> None:
 
     asyncio.run(fail())
     assert room.take(ROOM)
+
+
+class LargeChat(Chat, frozen=True, gc=True, weakref=True):
+    """A chat of which the API notices when it is dropped."""
+
+    @property
+    def size(self) -> int:
+        return ROOM_BYTES // 2
+
+
+class LargeChatsApi(Api):
+    """Its chats are large when they are asked for one by one."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.asked_again: list[int] = []
+        self.most_in_memory = 0
+        self._chats: list[ref[LargeChat]] = []
+
+    async def get_chat(
+        self, context: RequestContext, chat_id: int, *, again: bool = False
+    ) -> Chat | Rejected | None:
+        if again:
+            self.asked_again.append(chat_id)
+        plain = await super().get_chat(context, chat_id, again=again)
+        assert isinstance(plain, Chat)
+        chat = LargeChat(**structs.asdict(plain))
+        self._chats.append(ref(chat))
+        self.most_in_memory = max(self.most_in_memory, sum(bool(each()) for each in self._chats))
+        return chat
+
+
+def test_missing_chats_that_are_large_fit_into_memory(engine: Engine, rows: Rows) -> None:
+    """Two fill the room. Beside them: one without room, one just read and one being written."""
+    account = Account(engine, rows)
+    account.populate(40)
+    account.api = api = LargeChatsApi(account.world)
+    account.sync()
+    missing = account.listed[:30]
+    for chat_id in missing:
+        account.world.leave_list(A, chat_id)
+    assert account.sync(max_concurrency=16).exit_code == 0
+    assert account.absent() == set(missing) == set(api.asked)
+    assert 0 < len(api.asked_again) <= 16
+    assert api.most_in_memory <= 5

@@ -1,12 +1,20 @@
 """Verify: what a random sample says of the stored chats, and of all that were not sampled."""
 
+import asyncio
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from math import comb
 
 import pytest
+from sqlalchemy import update
 
+from etl.config import Token
+from etl.db.engine import open_engine, writing
+from etl.db.tables import chats
 from etl.sandbox import Sandbox, World, build_world
-from etl.sync.verify import Mismatch, Verification, upper_bound
+from etl.sync.verify import Mismatch, Verification, upper_bound, verify
+from tests.support.builders import config_with
 from tests.support.command import TOKEN, A, B, environment, execute, linq_etl, select, snapshot
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
@@ -130,6 +138,24 @@ def test_a_removed_chat_that_is_gone_matches(account: Account) -> None:
     assert select(account.url, "SELECT count(*) FROM chats WHERE removed_at IS NOT NULL") == [(1,)]
     done = linq_etl("verify", "--json", env=account.env)
     assert (done.code, done.data["sampled"], done.data["matches"]) == (0, 40, 40)
+
+
+def test_chats_that_are_large_as_stored_take_bounded_memory(account: Account) -> None:
+    """Names of 4 MiB, of 40 chats, are read some at a time."""
+    config = config_with(API__BASE_URL=account.sandbox.url, DATABASE__URL=account.url)
+    config = replace(config, token=Token(TOKEN))
+    engine = open_engine(account.url)
+    try:
+        with writing(engine) as connection:
+            connection.execute(update(chats).values(display_name="😀" * 2**20))
+        tracemalloc.start()
+        result = asyncio.run(verify(config, engine, sample=40))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    finally:
+        engine.dispose()
+    assert (result.sampled, result.wrong) == (40, 40)
+    assert most < 80 * 2**20
 
 
 def test_a_refused_token_is_no_finding(account: Account) -> None:

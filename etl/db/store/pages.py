@@ -40,8 +40,10 @@ def store_pages(
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
     _store_diffs(connection, diffs, run_id, counts)
-    for portion in portions(connection, changed):
-        _store_diffs(connection, _diffs(connection, portion, now), run_id, counts)
+    observed = {each.chat.id: each for each in changed}
+    for portion in portions(connection, [*observed]):
+        again = [observed[chat_id] for chat_id in portion]
+        _store_diffs(connection, _diffs(connection, again, now), run_id, counts)
     store_memberships(connection, pages, now)
     rejected = _store_rejected(connection, pages, run_id)
     _count_pages(counts, pages, rejected)

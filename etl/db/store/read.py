@@ -6,7 +6,6 @@ from sqlalchemy import Column, ColumnElement, Connection, Text, cast, func, sele
 
 from etl.api.models import canonical_json
 from etl.db.backends import Row, backend
-from etl.db.store.batch import Observation
 from etl.db.store.diff import ChatRow, HandleRow, StoredChat
 from etl.db.tables import chat_handles, chats
 
@@ -37,22 +36,20 @@ def read_chats(connection: Connection, chat_ids: Iterable[int]) -> dict[int, Sto
     return found
 
 
-def portions(
-    connection: Connection, observations: Sequence[Observation]
-) -> Iterator[list[Observation]]:
-    """Divide them so that the stored chats of each portion take few bytes in memory.
+def portions(connection: Connection, chat_ids: Sequence[int]) -> Iterator[list[int]]:
+    """Divide the ids so that the stored chats of each portion take few bytes in memory.
 
     However little is observed now, much may have been stored before.
     """
-    sizes = _stored_sizes(connection, [each.chat.id for each in observations])
-    portion: list[Observation] = []
+    sizes = _stored_sizes(connection, chat_ids)
+    portion: list[int] = []
     size = 0
-    for observation in observations:
-        more = sizes.get(observation.chat.id, 0)
+    for chat_id in chat_ids:
+        more = sizes.get(chat_id, 0)
         if portion and size + more > PORTION_BYTES:
             yield portion
             portion, size = [], 0
-        portion.append(observation)
+        portion.append(chat_id)
         size += more
     if portion:
         yield portion
