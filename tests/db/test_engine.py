@@ -294,6 +294,7 @@ def test_a_held_lock_is_explained(engine: Engine, monkeypatch: pytest.MonkeyPatc
 @only_postgres
 def test_a_suspension_within_a_transaction_is_explained(engine: Engine) -> None:
     """The server ended the session, because it must not block others for ever."""
+    look_anew = text("SELECT pg_stat_clear_snapshot()")  # Kept until the transaction ends.
     alive = text("SELECT count(*) FROM pg_stat_get_activity(:pid)")
 
     def pause_between_two_statements() -> None:
@@ -301,7 +302,7 @@ def test_a_suspension_within_a_transaction_is_explained(engine: Engine) -> None:
             process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
             connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1ms'")
             while monitor.execute(alive, {"pid": process}).scalar_one():
-                pass
+                monitor.execute(look_anew)
             connection.execute(select(chats))
 
     with pytest.raises(DatabaseUnavailableError) as caught:
