@@ -24,7 +24,7 @@ from etl.db.transactions import Transactions
 
 BATCH = 100
 GATHER_SECONDS = 0.1
-MAX_QUEUE_BYTES = 16 * 1024 * 1024  # in memory; their rows take as much again
+MAX_QUEUE_BYTES = 32 * 1024 * 1024  # in memory; their rows take as much again
 
 Item = ObservedPage | Removals | NumberOutcome
 

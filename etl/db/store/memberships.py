@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import cache
 
 from sqlalchemy import Connection, and_, bindparam, func, select, update
 
@@ -20,7 +21,7 @@ def store_memberships(connection: Connection, pages: Iterable[ObservedPage], now
     after a wrong clock, such a membership would never be restored.
     """
     database = backend(connection.dialect)
-    time = database.encoders().time
+    time = cache(database.encoders().time)  # The same for all chats of a page.
     new = []
     for phone_number, seen in _listed(pages).items():
         given = database.id_table(seen)

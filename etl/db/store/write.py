@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC
+from functools import cache
 
 from sqlalchemy import Connection
 
@@ -47,7 +48,7 @@ def write_diffs(connection: Connection, diffs: Sequence[Diff], run_id: int) -> N
 
 
 def _chat_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
-    time, _, json = encode
+    time, json = cache(encode.time), encode.json
     for row in (each.chat for each in diffs if each.chat):
         at = time(row.changed_at)
         yield (
@@ -65,9 +66,10 @@ def _chat_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
 
 
 def _handle_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
-    time, _, json = encode
+    time, json = encode.time, encode.json
+    observed_at = cache(time)  # The same for all chats of a page.
     for each in diffs:
-        at = time(each.observation.observed_at)
+        at = observed_at(each.observation.observed_at)
         for row in each.handles:
             yield (
                 row.chat_id,
@@ -83,19 +85,21 @@ def _handle_rows(diffs: Iterable[Diff], encode: Encoders) -> Iterator[Row]:
 
 
 def _count_rows(diffs: Iterable[Diff], encode: Encoders, run_id: int) -> Iterator[Row]:
+    time, day_of = cache(encode.time), cache(lambda time: time.astimezone(UTC).date())
+    date = cache(encode.date)
     for each in diffs:
         if each.count:
             count, at = each.count, each.observation.observed_at
-            since, day = count.gained_since, at.astimezone(UTC).date()
+            since, day = count.gained_since, day_of(at)
             yield (
                 each.observation.chat.id,
-                encode.time(at),
+                time(at),
                 count.message_count,
                 run_id,
                 count.gained,
-                None if since is None else encode.time(since),
-                encode.date(day),
-                None if since is None else (day - since.astimezone(UTC).date()).days + 1,
+                None if since is None else time(since),
+                date(day),
+                None if since is None else (day - day_of(since)).days + 1,
             )
 
 
