@@ -168,8 +168,9 @@ def test_global_options_load_the_configuration() -> None:
 def test_a_job_returns_the_memory_of_large_texts() -> None:
     """Also if what lies between them stays, and after one that was larger."""
 
-    def resident() -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    def address_space() -> int:
+        # Not the resident pages, some of which the system may have taken back already.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     async def job() -> int:
@@ -178,8 +179,8 @@ def test_a_job_returns_the_memory_of_large_texts() -> None:
         for number in range(20):
             large.append(number.to_bytes(1) * 4_000_000)
             kept.append(number.to_bytes(1) * 500_000)
-        before = resident()
+        before = address_space()
         large.clear()
-        return before - resident()
+        return before - address_space()
 
-    assert run_interruptible(job()) > 40_000_000
+    assert run_interruptible(job()) >= 80_000_000
