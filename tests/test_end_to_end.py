@@ -41,6 +41,7 @@ def test_a_faulty_api_is_stored_exactly_and_once(database_url: str) -> None:
     assert [second.data[count] for count in written] == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_throttling_api_is_waited_for(tmp_path: Path) -> None:
     """Requests are sent again when Retry-After says; the next run knows the rate allowed."""
     url, world = f"sqlite:///{tmp_path}/linq.db", build_world(numbers=[A], chats_per_number=20)

@@ -126,6 +126,7 @@ socket.getaddrinfo = look_up
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("numbers", "codes"),
     [

@@ -235,6 +235,7 @@ def test_a_run_that_fails_writes_the_file_too() -> None:
     assert states(after, "run_status", "sync") == {"failed"}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_writes_the_file() -> None:
     """Before its process ends."""
     holding = HoldingSandbox(build_world(chats_per_number=5), answers=0)

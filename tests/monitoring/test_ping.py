@@ -101,6 +101,7 @@ def test_a_token_that_is_refused_pings_a_failure() -> None:
     assert last(service)[0] == "/fail"
 
 
+@pytest.mark.slow
 def test_a_run_that_finds_its_numbers_held_pings_neither() -> None:
     """Exit code 7: another run is at work, so this one only leaves a note."""
     holding = HoldingSandbox(build_world(chats_per_number=5), answers=0)
@@ -115,6 +116,7 @@ def test_a_run_that_finds_its_numbers_held_pings_neither() -> None:
     assert last(service)[0] == f"/{UUID}"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_pings_a_failure() -> None:
     """Exit code 143, and the ping is sent before the process ends."""
     holding = HoldingSandbox(build_world(chats_per_number=5), answers=0)
@@ -184,6 +186,7 @@ def sync_with(service: Receiver | str, sandbox: Sandbox) -> tuple[int, str, floa
     return done.code, "\n".join(pings), time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_service_that_is_away() -> None:
     """A warning for each ping, with the reason."""
     with world() as sandbox:
