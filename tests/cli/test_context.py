@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,12 @@ def test_global_options_load_the_configuration() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told so")
 def test_a_job_returns_the_memory_of_large_texts() -> None:
     """Also if what lies between them stays, and after one that was larger."""
+    with get_context("spawn").Pool(1) as process:  # This one has memory that it can use again.
+        assert process.apply(memory_given_back) >= 80_000_000
+
+
+def memory_given_back() -> int:
+    """How many bytes of address space twenty texts of 4 MB give back."""
 
     def address_space() -> int:
         # Not the resident pages, some of which the system may have taken back already.
@@ -184,4 +191,4 @@ def test_a_job_returns_the_memory_of_large_texts() -> None:
         large.clear()
         return before - address_space()
 
-    assert run_interruptible(job()) >= 80_000_000
+    return run_interruptible(job())
