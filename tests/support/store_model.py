@@ -71,7 +71,7 @@ class Model:
             times = [row["first_seen_at"] for row in links if row]
         else:
             times = [self.loaded[number] for number in listing if number in self.loaded]
-        return Watch(is_on=bool(times), same_until=max(times, default=None))
+        return Watch(same_until=max(times, default=None))
 
     def store_chat(self, record: Row, at: datetime, watch: Watch) -> None:
         chat_id, old = record["id"], self.chats.get(record["id"])

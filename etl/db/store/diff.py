@@ -133,7 +133,7 @@ def _diff_new(observation: Observation, watch: Watch) -> Diff:
         observation,
         chat=ChatRow(chat.id, at, None, observation.digest, *_none_if_unset(_chat_values(chat))),
         handles=handles,
-        count=_count(0, message_count, at, watch.same_until, watch),
+        count=_count(0, message_count, at, watch.same_until),
         events=(Event("created"),) if watch.is_on else (),
         chats_inserted=1,
         handles_inserted=len(handles),
@@ -141,13 +141,9 @@ def _diff_new(observation: Observation, watch: Watch) -> Diff:
 
 
 def _count(
-    before: int | None,
-    after: int | None,
-    at: datetime,
-    same_until: datetime | None,
-    watch: Watch,
+    before: int | None, after: int | None, at: datetime, same_until: datetime | None
 ) -> Count:
-    if not watch.is_on or same_until is None or before is None or after is None:
+    if same_until is None or before is None or after is None:
         return Count(after)
     return Count(after, max(after - before, 0), min(same_until, at))
 
@@ -162,9 +158,9 @@ def _compare_chat(found: Diff, row: ChatRow, watch: Watch) -> None:
     found.chat = ChatRow(row.id, observation.observed_at, None, observation.digest, *after)
     found.chats_updated = 1
     if "message_count" in differing:
-        same_until = max(row.changed_at, watch.same_until or row.changed_at)
+        same_until = watch.same_until and max(row.changed_at, watch.same_until)
         at, after_count = observation.observed_at, found.chat.message_count
-        found.count = _count(row.message_count, after_count, at, same_until, watch)
+        found.count = _count(row.message_count, after_count, at, same_until)
     events = [
         Event(_EVENT_KINDS[name], _text(old), _text(new))
         for name, old, new in zip(CHAT_FIELDS, before, after, strict=True)

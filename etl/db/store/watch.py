@@ -18,16 +18,20 @@ from etl.db.tables import chat_phone_numbers, phone_numbers
 
 
 class Watch(NamedTuple):
-    """Whether a chat is watched, and the latest known time before which it had not changed.
+    """The latest time at which a watched chat is known not to have changed yet.
 
-    For a chat without a row, before which it was not listed.
+    For a chat without a row: not to have been listed yet. None for a chat that is not watched.
     """
 
-    is_on: bool
     same_until: datetime | None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the chat is watched."""
+        return self.same_until is not None
 
-UNWATCHED = Watch(is_on=False, same_until=None)
+
+UNWATCHED = Watch(same_until=None)
 
 
 def watch_new(
@@ -87,4 +91,4 @@ def _last_reads(connection: Connection, numbers: Collection[str]) -> Mapping[str
 def _later(before: Watch | None, same_until: datetime) -> Watch:
     if before and before.same_until:
         same_until = max(before.same_until, same_until)
-    return Watch(is_on=True, same_until=same_until)
+    return Watch(same_until)

@@ -25,7 +25,7 @@ from tests.support.builders import (
 from tests.support.store_model import CHAT_RECORDS, Model
 
 LATER = minute(1)
-WATCHED = Watch(is_on=True, same_until=NOON)
+WATCHED = Watch(same_until=NOON)
 
 
 def observe(record: Row, at: datetime = LATER) -> Observation:
@@ -400,7 +400,7 @@ def test_a_gain_was_made_after_the_last_reading(
 ) -> None:
     """Never after it was observed."""
     stored = stored_chat(changed_at=changed_at)
-    watch = Watch(is_on=True, same_until=same_until)
+    watch = Watch(same_until=same_until)
     found = compare(stored, observe(chat(message_count=2), minute(10)), watch)
     assert found.count == Count(2, 1, since)
 
