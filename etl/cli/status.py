@@ -7,16 +7,11 @@ from typing import Any
 
 from etl.cli.output import Row
 from etl.cli.tables import Column, folded, layout, one_line
+from etl.db.tables import number_status
 from etl.sync.summary import cause, counted, duration
 
 USUAL_AGE = timedelta(days=1)  # what is older is called stale, unless --max-age says otherwise
-NULLS: Mapping[str, Any] = dict.fromkeys(
-    (
-        *("phone_number", "label", "run_id", "last_good_sync", "completeness", "reason"),
-        *("total_count", "last_run_id", "last_attempt_at", "last_status", "last_error_kind"),
-        *("last_error_detail", "failing_since", "always_empty"),
-    )
-)
+NULLS: Mapping[str, Any] = dict.fromkeys(number_status.columns.keys())
 COLUMNS = (
     *(Column("phone_number"), Column("label"), Column("last_good_sync"), Column("age")),
     *(Column("completeness"), Column("total_count"), Column("state"), Column("last_attempt_at")),
