@@ -73,7 +73,8 @@ def dead_runs(connection: Connection, now: datetime) -> list[int]:
 
 def lock_writers(connection: Connection) -> None:
     """Wait until no other data transaction is open, and keep others waiting until this one ends."""
-    if not _move(connection, run_fences.c.run_id == WRITERS):
+    lock = select(run_fences.c.run_id).where(run_fences.c.run_id == WRITERS).with_for_update()
+    if connection.execute(lock).first() is None:
         connection.execute(insert(run_fences), {"run_id": WRITERS, "fence": 0})
 
 

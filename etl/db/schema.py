@@ -205,7 +205,7 @@ def usable_revision(connection: Connection) -> str | None:
     if reason := backend(connection.dialect).unusable(connection):
         raise SchemaError(reason)
     revision = read_revision(connection)
-    if revision is None:
+    if revision is None and not _was_broken_off(connection):
         catalog = inspect(connection)
         found = {*catalog.get_table_names(), *catalog.get_view_names()}
         taken = sorted(found & {*metadata.tables, *views.tables})
@@ -216,6 +216,13 @@ def usable_revision(connection: Connection) -> str | None:
                 f"({', '.join(taken)}): use another database"
             )
     return revision
+
+
+def _was_broken_off(connection: Connection) -> bool:
+    """Whether the first upgrade was killed where the database commits each of its statements."""
+    if backend(connection.dialect).TRANSACTIONAL_DDL:
+        return False
+    return inspect(connection).has_table(VERSION_TABLE)
 
 
 def read_revision(connection: Connection) -> str | None:

@@ -39,6 +39,12 @@ class Backend(Protocol):
 
     KEY_TYPE: TypeEngine[Any]
     JSON_TYPE: TypeEngine[Any]
+    TEXT_TYPE: TypeEngine[Any]
+    TIME_TYPE: TypeEngine[Any]
+    TRANSACTIONAL_DDL: bool  # whether a migration that is broken off leaves nothing behind
+
+    def short_text(self, length: int) -> TypeEngine[Any]:
+        """The type of a text that is part of an index, of at most `length` characters."""
 
     def create_engine(self, url: URL) -> Engine:
         """An engine that connects lazily. Raises DatabaseError if the URL cannot be opened."""
@@ -123,6 +129,7 @@ class Backend(Protocol):
 
 
 _MODULES: Final = {
+    "mysql": "etl.db.backends.mysql",
     "sqlite": "etl.db.backends.sqlite",
     "postgresql": "etl.db.backends.postgresql",
 }

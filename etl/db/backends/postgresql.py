@@ -22,6 +22,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Connection,
+    DateTime,
     Engine,
     Select,
     Subquery,
@@ -57,6 +58,9 @@ from etl.errors import ConfigError
 KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
 # PostgreSQL compares jsonb values; it cannot compare json.
 JSON_TYPE: Final[TypeEngine[Any]] = JSONB(none_as_null=True)
+TEXT_TYPE: Final[TypeEngine[Any]] = Text()
+TIME_TYPE: Final[TypeEngine[Any]] = DateTime(timezone=True)
+TRANSACTIONAL_DDL: Final = True
 _MIGRATION_LOCK: Final = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
 _MIGRATION_TIMEOUT: Final = "60s"
 # Both ends notice a silent network within a minute; on this end, libpq's names differ.
@@ -79,6 +83,11 @@ _SETTINGS: Final = {
     "tcp_user_timeout": str(_TCP_USER_TIMEOUT_MS),
     **_PLANNER,
 }
+
+
+def short_text(length: int) -> TypeEngine[Any]:  # noqa: ARG001
+    """No index needs to know the length."""
+    return TEXT_TYPE
 
 
 def create_engine(url: URL) -> Engine:

@@ -20,6 +20,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Connection,
+    DateTime,
     Dialect,
     Engine,
     Integer,
@@ -43,6 +44,9 @@ from etl.errors import DatabaseError
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
 KEY_TYPE: Final[TypeEngine[Any]] = Integer()
 JSON_TYPE: Final[TypeEngine[Any]] = JSON(none_as_null=True)
+TEXT_TYPE: Final[TypeEngine[Any]] = Text()
+TIME_TYPE: Final[TypeEngine[Any]] = DateTime(timezone=True)
+TRANSACTIONAL_DDL: Final = True
 BUSY_SECONDS: Final = 30
 EXAMINE_SECONDS: Final = 5.0
 _PRAGMAS = (
@@ -65,6 +69,11 @@ _ADVICE = {
     "SQLITE_NOTADB": _OTHER_FILE,
     "SQLITE_CORRUPT": _OTHER_FILE,
 }
+
+
+def short_text(length: int) -> TypeEngine[Any]:  # noqa: ARG001
+    """No index needs to know the length."""
+    return TEXT_TYPE
 
 
 def create_engine(url: URL) -> Engine:

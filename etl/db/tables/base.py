@@ -15,6 +15,11 @@ metadata = MetaData(
     }
 )
 
+# Characters at most, for the databases whose indexes need to know.
+NUMBER_LENGTH: Final = 32  # of a configured phone number
+PARTICIPANT_LENGTH: Final = 255  # as the decoder allows
+STATUS_LENGTH: Final = 32
+
 # Not Alembic's default name, which another project in the same database may use.
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
