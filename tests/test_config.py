@@ -243,7 +243,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         max_attempts = 21
         max_concurrency = true
         [database]
-        url = "mysql://db/linq"
+        url = "mssql://db/linq"
         auto_upgrade = "perhaps"
         [sync]
         phone_numbers = [
@@ -538,7 +538,7 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
         (f'api = "{SECRET}"', {}),
         (f'[api]\ntoken = "{SECRET}', {}),
         (f'[database]\nurl = "{SECRET}"', {}),
-        (f'[database]\nurl = "mysql://root:{SECRET}@db/linq"', {}),
+        (f'[database]\nurl = "mssql://root:{SECRET}@db/linq"', {}),
         *(
             (f'[{section}]\n{key} = "{SECRET}"', {})
             for section, struct in SECTIONS.items()
@@ -670,15 +670,15 @@ def test_a_valid_database_url(load_toml: Loader, url: str) -> None:
         "sqlite://linq.db",
         "postgresql://",
         "postgresql+psycopg2://etl@db/linq",
-        "mysql://etl@db/linq",
+        "mssql://etl@db/linq",
         "sqlite:///linq.db?mode=memory",
     ],
 )
 def test_an_invalid_database_url(load_toml: Loader, url: str) -> None:
     """Refused: an in-memory database, which is lost after the run, and unsupported databases."""
     assert problems(load_toml, f'{A_NUMBER}[database]\nurl = "{url}"') == [
-        'database.url: invalid value; expected "sqlite:///FILE.db" or '
-        '"postgresql://USER@HOST/DATABASE"'
+        'database.url: invalid value; expected "sqlite:///FILE.db", '
+        '"postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"'
     ]
 
 

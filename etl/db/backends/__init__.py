@@ -14,6 +14,8 @@ from sqlalchemy import Connection, Dialect, Engine, Select, Subquery, Table
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
+from etl.errors import ConfigError
+
 Row = tuple[Any, ...]
 # A conflict with another transaction passes at once; a lock or a lost server takes a while.
 Outage = Literal["conflict", "unavailable"]
@@ -146,4 +148,9 @@ def backend_of_url(url: URL) -> Backend:
 
 
 def _backend(name: str) -> Backend:
-    return cast("Backend", import_module(_MODULES[name]))
+    try:
+        return cast("Backend", import_module(_MODULES[name]))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"The driver {error.name} is not installed. Run: pip install 'linq-etl[{name}]'"
+        ) from None

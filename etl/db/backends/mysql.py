@@ -1,51 +1,35 @@
-"""MariaDB 10.6 or newer and MySQL 8.0.19 or newer, through PyMySQL.
-
-PyMySQL is written in Python: for each parameter and each row that it converts, the other threads
-wait. So rows go in as one JSON text, which the server takes apart with JSON_TABLE, and fixed-size
-columns come out as one JSON text each. The columns of JSON_TABLE are texts, because it cuts a value
-that does not fit its type; the tables' columns refuse it.
-"""
+"""MariaDB 10.6 or newer and MySQL 8.0.19 or newer, through PyMySQL."""
 
 import json
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
-from itertools import islice
+from functools import partial
 from typing import Any, Final
 
-import msgspec
 import pymysql
 from sqlalchemy import (
     VARCHAR,
     BigInteger,
-    Boolean,
-    Column,
-    ColumnClause,
     ColumnElement,
     Connection,
     Dialect,
     Engine,
-    Select,
-    Subquery,
     Table,
-    Text,
     TypeDecorator,
-    bindparam,
-    column,
     event,
     func,
     select,
     text,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
-from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT, Insert, insert
+from sqlalchemy.dialects.mysql import DATETIME, LONGTEXT
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Examination, Row
+from etl.db.backends import Examination
 from etl.db.backends.mysql_errors import (
     TO_CREATE,
     TO_WRITE,
@@ -53,8 +37,14 @@ from etl.db.backends.mysql_errors import (
     may_not_use,
     outage,  # noqa: F401  # of this backend
 )
+from etl.db.backends.mysql_rows import (  # of this backend
+    encoders,  # noqa: F401
+    fetch_rows,  # noqa: F401
+    id_table,  # noqa: F401
+    insert_rows,  # noqa: F401
+    upsert_rows,  # noqa: F401
+)
 from etl.db.backends.mysql_tls import connection_arguments
-from etl.db.types import Json, LongText, UtcDateTime
 from etl.errors import DatabaseUnavailableError
 
 
@@ -82,18 +72,23 @@ _LOCK_SECONDS: Final = 10
 # A writer suspended between two statements must not block the others for ever.
 _IDLE_SECONDS: Final = 30
 _PACKET_BYTES: Final = 16 * 1024 * 1024  # a row can be nearly as long: three texts of 4 MiB
-_STATEMENT_BYTES: Final = 4 * 1024 * 1024
-_STATEMENT_ROWS: Final = 4000
-_READ_SECONDS: Final = 600  # for the answer to one statement; keep-alive notices a lost server
-_WRITE_SECONDS: Final = 60
-_KEEPALIVE: Final = {
-    socket.TCP_KEEPIDLE: 15,
-    socket.TCP_KEEPINTVL: 5,
-    socket.TCP_KEEPCNT: 6,
-    socket.TCP_USER_TIMEOUT: 45_000,
+# Both ends notice a silent network within a minute; not every system has each option.
+_TCP: Final = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 6,
+    "TCP_USER_TIMEOUT": 45_000,
 }
 # Strict, and a backslash is no escape: escaping then is only the doubling of quotes.
 _SQL_MODE: Final = "TRADITIONAL,NO_BACKSLASH_ESCAPES"
+_ARGUMENTS: Final[dict[str, Any]] = {
+    "charset": "utf8mb4",
+    "sql_mode": _SQL_MODE,
+    "connect_timeout": 10,
+    "read_timeout": 600,  # for the answer to one statement; keep-alive notices a lost server
+    "write_timeout": 60,
+    "program_name": "linq-etl",
+}
 _SESSION: Final = (
     "SET SESSION time_zone = '+00:00', group_concat_max_len = 1073741824, "
     f"innodb_lock_wait_timeout = {_LOCK_SECONDS}, lock_wait_timeout = {_MIGRATION_SECONDS}"
@@ -113,7 +108,7 @@ def short_text(length: int) -> TypeEngine[Any]:
 
 def create_engine(url: URL) -> Engine:
     """An engine that connects lazily. Raises ConfigError if the URL's parameters are invalid."""
-    arguments = connection_arguments(url)
+    arguments = _ARGUMENTS | connection_arguments(url)
     if url.password is not None:
         arguments["password"] = str(url.password).encode()  # PyMySQL would encode it as Latin-1
     engine = create_sqlalchemy_engine(
@@ -121,33 +116,21 @@ def create_engine(url: URL) -> Engine:
         hide_parameters=True,
         pool_pre_ping=True,
         isolation_level="READ COMMITTED",
-        connect_args={
-            "charset": "utf8mb4",
-            "sql_mode": _SQL_MODE,
-            "connect_timeout": 10,
-            "read_timeout": _READ_SECONDS,
-            "write_timeout": _WRITE_SECONDS,
-            "program_name": "linq-etl",
-            **arguments,
-        },
+        connect_args=arguments,
     )
-    event.listen(engine, "do_connect", _connect)
-    event.listen(engine, "connect", _prepare)
+    _, from_url = engine.dialect.create_connect_args(engine.url)
+    event.listen(engine, "connect", partial(_prepare, {**from_url, **arguments}))
     event.listen(engine, "reset", _release_locks)
     return engine
 
 
-def _connect(_dialect: Any, _record: Any, _args: Any, arguments: dict[str, Any]) -> Any:
-    driver: Any = pymysql.connect(**arguments)
-    driver.arguments = arguments  # of another connection, which ends a statement of this one
-    return driver
-
-
-def _prepare(driver: Any, _record: Any) -> None:
+def _prepare(arguments: dict[str, Any], driver: Any, _record: Any) -> None:
+    driver.arguments = arguments  # for another connection, to end a statement of this one
     if driver.unix_socket is None:
         driver._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
-            driver._sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        for name, value in _TCP.items():
+            if option := getattr(socket, name, None):
+                driver._sock.setsockopt(socket.IPPROTO_TCP, option, value)
     with driver.cursor() as cursor:
         cursor.execute(_SESSION)
         cursor.execute("SHOW VARIABLES WHERE Variable_name IN %s", (list(_MARIADB),))
@@ -310,97 +293,3 @@ def lock_holders(connection: Connection) -> list[str]:
     """By the lock that begin_writing takes for its transaction."""
     found = connection.execute(_SESSIONS)
     return [f"linq-etl/{run_id} (server session {session})" for session, run_id in found]
-
-
-def encoders() -> Encoders:
-    """Texts, which become part of a JSON text."""
-    return Encoders(time=_time_text, date=str, json=str)
-
-
-def _time_text(time: datetime) -> str:
-    return time.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
-
-
-def id_table(ids: Iterable[int]) -> Subquery:
-    """The ids as one JSON text."""
-    given = bindparam("ids", msgspec.json.encode(list(ids)).decode(), Text, unique=True)
-    return _ID_TABLE.bindparams(given).columns(column("id", BigInteger)).subquery()
-
-
-_ID_TABLE: Final = text("SELECT id FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) g")
-
-
-def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
-    """Each column as one JSON text, unless a column holds texts without a bound."""
-    found = query.subquery()
-    if not any(isinstance(each.type, (LongText, Json)) for each in found.c):
-        texts = connection.execute(select(*(func.json_arrayagg(each) for each in found.c))).one()
-        with suppress(msgspec.DecodeError):  # The server cut it off at max_allowed_packet.
-            return list(zip(*map(_values, found.c, texts), strict=True))
-    return [tuple(row) for row in connection.execute(query)]
-
-
-def _values(of_column: ColumnElement[Any], text: str | None) -> list[Any]:
-    """The values of a column from its JSON text, which is null if there is no row."""
-    values: list[Any] = msgspec.json.decode(text) if text else []
-    convert = _CONVERTERS.get(type(of_column.type))
-    return [value if value is None else convert(value) for value in values] if convert else values
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=UTC)
-
-
-_CONVERTERS: Final[dict[type, Callable[[Any], Any]]] = {UtcDateTime: _time, Boolean: bool}
-
-
-def insert_rows(
-    connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
-) -> None:
-    """Insert by JSON texts of a bounded size."""
-    _execute_in_parts(connection, _statement(table, tuple(names)), rows)
-
-
-def upsert_rows(
-    connection: Connection,
-    table: Table,
-    names: Sequence[str],
-    rows: Collection[Row],
-    *,
-    kept: Collection[str] = (),
-) -> None:
-    """Upsert by JSON texts of a bounded size."""
-    statement = _statement(table, tuple(names))
-    keys = set(table.primary_key.columns.keys())
-    updated = {name: statement.inserted[name] for name in names if name not in keys.union(kept)}
-    _execute_in_parts(connection, statement.on_duplicate_key_update(updated), rows)
-
-
-def _execute_in_parts(connection: Connection, statement: Insert, rows: Iterable[Row]) -> None:
-    source = iter(rows)
-    while some := list(islice(source, _STATEMENT_ROWS)):
-        for part in _parts(some):
-            connection.execute(statement, {"rows": part})
-
-
-def _parts(rows: list[Row]) -> Iterator[str]:
-    """The rows as JSON texts of a bounded size; a longer row is a text of its own."""
-    encoded = msgspec.json.encode(rows)
-    if len(encoded) <= _STATEMENT_BYTES or len(rows) == 1:
-        yield encoded.decode()
-        return
-    half = len(rows) // 2
-    yield from _parts(rows[:half])
-    yield from _parts(rows[half:])
-
-
-@lru_cache(maxsize=32)
-def _statement(table: Table, names: tuple[str, ...]) -> Insert:
-    paths = ", ".join(f"c{i} LONGTEXT PATH '$[{i}]'" for i in range(len(names)))
-    given = text(f"JSON_TABLE(:rows, '$[*]' COLUMNS ({paths})) given")
-    values = (_typed(column(f"c{i}", Text), table.c[name]) for i, name in enumerate(names))
-    return insert(table).from_select(list(names), select(*values).select_from(given))
-
-
-def _typed(value: ColumnClause[str], target: Column[Any]) -> ColumnElement[Any]:
-    return value == "true" if isinstance(target.type, Boolean) else value
