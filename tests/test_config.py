@@ -275,8 +275,8 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         "api.per_pages: no such setting; did you mean api.per_page?",
         "api.timeout_seconds: invalid value; expected seconds for one whole request, 0.1 to 600",
         "database.auto_upgrade: invalid value; expected true or false",
-        'database.url: invalid value; expected "sqlite:///FILE.db" or '
-        '"postgresql://USER@HOST/DATABASE"',
+        'database.url: invalid value; expected "sqlite:///FILE.db", '
+        '"postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"',
         "log.json: invalid value; expected true or false",
         "numbers: no such section; the sections are api, database, sync, monitoring, log",
         "sync.all_phone_numbers: invalid value; expected true or false",
