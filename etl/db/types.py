@@ -53,7 +53,7 @@ class ShortText(TypeDecorator[str]):
         self.length = length
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(backend(dialect).short_text(self.length))
+        return backend(dialect).short_text(self.length)
 
 
 class LongText(TypeDecorator[str]):
@@ -63,7 +63,7 @@ class LongText(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return dialect.type_descriptor(backend(dialect).TEXT_TYPE)
+        return backend(dialect).TEXT_TYPE
 
 
 class JsonText(TypeDecorator[Any]):

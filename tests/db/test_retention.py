@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import psycopg
+import pymysql
 import pytest
 from sqlalchemy import Connection, Engine, Table, event, func, insert, select
 
@@ -331,6 +332,7 @@ def test_it_may_be_broken_off_anywhere(
 ) -> None:
     """Each run that is left is whole, and the next one deletes the rest."""
     full = {
+        "mysql": pymysql.err.OperationalError(1021, "Disk full"),
         "sqlite": sqlite3.OperationalError("disk full"),
         "postgresql": psycopg.errors.DiskFull("disk full"),
     }[engine.dialect.name]

@@ -1,9 +1,8 @@
 """What errors of MariaDB and MySQL mean: a sentence for the operator, and whether they pass.
 
-The servers quote values in many of their messages, so only those of the known errors are shown.
+The servers quote values in many messages, so only the messages of known errors are shown.
 """
 
-import re
 from typing import Final
 
 import pymysql
@@ -26,15 +25,22 @@ _PASSING: Final = {
     1226, 1290, 1317, 1637, 1836, 1927, 1152, 3024, 4031,
 }  # fmt: skip
 _UNREACHED: Final = {2002, 2003, 2005}
+_REFUSED: Final = "the server refused user {user}: check the name and the password in database.url"
+_SETUP: Final = {
+    1045: _REFUSED,
+    1698: _REFUSED,
+    1130: "the server does not let this host connect: create a user for it",
+    1049: "There is no database {database}. Run: CREATE DATABASE {database} CHARACTER SET utf8mb4;",
+}
 _NO_PRIVILEGE: Final = {1044, 1142, 1143, 1227, 1370}
-_BUSY: Final = {1040, 1041, 1053, 1203, 1226, 1047}
 _CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
 _LOST_ADVICE: Final = "the connection was lost: run again"
 _DISK_ADVICE: Final = "free space on its disk and run again: nothing that was stored is lost"
 _READ_ONLY_ADVICE: Final = "it is read-only: connect to the primary, or let the account write"
 _ADVICE: Final = {
-    **dict.fromkeys(_CONFLICTS, _CONFLICT_ADVICE),
+    **dict.fromkeys(_CONFLICTS - {1062}, _CONFLICT_ADVICE),
     **dict.fromkeys(_LOST, _LOST_ADVICE),
+    **dict.fromkeys(_UNREACHED, "check that it runs and that database.url is right"),
     **dict.fromkeys((1021, 1030, 1114), _DISK_ADVICE),
     **dict.fromkeys((1290, 1836), _READ_ONLY_ADVICE),
     **dict.fromkeys((1040, 1041, 1203, 1226), "it has no free connection: run again later"),
@@ -47,7 +53,6 @@ _ADVICE: Final = {
     1969: "its max_statement_time is too short: raise it for this account",
     3024: "its max_execution_time is too short: raise it for this account",
 }
-_NAME: Final = re.compile(r"[\w$-]{1,64}")
 
 
 def explain(error: BaseException, url: URL) -> str | None:
@@ -57,23 +62,16 @@ def explain(error: BaseException, url: URL) -> str | None:
     code = _code(error)
     if code in _NO_PRIVILEGE:
         return may_not_use(url.database or "", url.username or "", "%", creates=code != 1143)
-    if code in {1045, 1698}:
-        return f"the server refused the password of user {url.username or '(none)'}"
-    if code == 1049:
-        return (
-            f"There is no database {quoted(url.database or '')}. "
-            f"Run: CREATE DATABASE {quoted(url.database or '')} CHARACTER SET utf8mb4;"
+    if code in _SETUP:
+        return _SETUP[code].format(
+            user=url.username or "(none)", database=quoted(url.database or "")
         )
-    if code in _UNREACHED:
-        return _unreached(error)
-    advice = f"; {_ADVICE[code]}" if code in _ADVICE else ""
-    return f"the database is unavailable: error {code or type(error).__name__}{advice}"
-
-
-def _unreached(error: BaseException) -> str:
-    cause = getattr(error, "original_exception", None)
-    reason = getattr(cause, "strerror", None) or "no answer"
-    return f"cannot connect to the database: {reason}"
+    if code in _PASSING or code in _ADVICE:
+        advice = f"; {_ADVICE[code]}" if code in _ADVICE else ""
+        return f"the database is unavailable: {error.args[1]}{advice}"
+    # An unknown error is an operational one, but its message may hold values.
+    operational = code and isinstance(error, pymysql.err.OperationalError)
+    return f"the database refused a statement: error {code}" if operational else None
 
 
 def may_not_use(database: str, user: str, host: str, *, creates: bool) -> str:

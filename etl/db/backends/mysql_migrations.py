@@ -9,14 +9,16 @@ from typing import Any, Final
 
 from alembic.ddl.mysql import MySQLImpl
 from pymysql.constants import ER
-from sqlalchemy import Table
+from sqlalchemy import Table, inspect
 from sqlalchemy.exc import DBAPIError
+
+from etl.errors import SchemaError
 
 _UNKNOWN_VIEW: Final = 4092  # of MariaDB; MySQL has BAD_TABLE_ERROR for it
 _DONE: Final = {
-    ER.TABLE_EXISTS_ERROR,
     ER.DUP_FIELDNAME,
     ER.DUP_KEYNAME,
+    ER.TABLE_EXISTS_ERROR,
     ER.BAD_TABLE_ERROR,
     ER.CANT_DROP_FIELD_OR_KEY,
     _UNKNOWN_VIEW,
@@ -37,6 +39,9 @@ class RepeatableImpl(MySQLImpl):
             collate="utf8mb4_nopad_bin" if mariadb else "utf8mb4_0900_bin",
         )
         super().create_table(table, **options)
+        assert self.connection is not None  # noqa: S101  # The scripts are not printed.
+        if inspect(self.connection).get_table_comment(table.name)["text"] != table.comment:
+            raise SchemaError(f"the database has a table {table.name} of another program")
 
     def _exec(self, *args: Any, **kwargs: Any) -> Any:
         try:
