@@ -124,7 +124,9 @@ def _parts(rows: list[Row]) -> Iterator[str]:
 
 @lru_cache(maxsize=32)
 def _statement(table: Table, names: tuple[str, ...]) -> Insert:
-    paths = ", ".join(f"c{i} LONGTEXT PATH '$[{i}]'" for i in range(len(names)))
+    # MariaDB would take the database's character set, and store ? for what that does not have.
+    kind = "LONGTEXT CHARACTER SET utf8mb4"
+    paths = ", ".join(f"c{i} {kind} PATH '$[{i}]'" for i in range(len(names)))
     given = text(f"JSON_TABLE(:rows, '$[*]' COLUMNS ({paths})) given")
     values = (_typed(column(f"c{i}", Text), table.c[name]) for i, name in enumerate(names))
     return insert(table).from_select(list(names), select(*values).select_from(given))
