@@ -4,10 +4,15 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
+from packaging.version import Version
 
 from docs.generate import ROOT
+from etl.config import Sync
 from tests.support.command import COMMAND
 
 DEPLOY = ROOT / "docs/deploy"
@@ -66,3 +71,65 @@ def test_the_log_is_rotated(tmp_path: Path) -> None:
         "sync.log.3.gz",
     }
     assert (tmp_path / "sync.log.1").read_text() == "third\n"
+
+
+# Kubernetes
+
+# From the first in which all that the Job needs is on by default.
+OLDEST = Version("1.29")
+KUBERNETES: list[str] = sorted(
+    {each for each in kubernetes_validate.utils.all_versions() if Version(each) >= OLDEST}
+)
+
+
+def manifest(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return content
+
+
+def scheduled_job() -> dict[str, Any]:
+    """The CronJob, made to start the Job, as docs/deploy.md says."""
+    cron_job = manifest("cronjob.yaml")
+    cron_job["spec"]["jobTemplate"]["spec"] = manifest("job.yaml")["spec"]
+    return cron_job
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_accepts_the_manifests(version: str) -> None:
+    """Without a field that it does not know, up to the newest version that is known here."""
+    for content in (manifest("cronjob.yaml"), manifest("job.yaml"), scheduled_job()):
+        kubernetes_validate.validate(content, version, strict=True)
+
+
+def test_the_job_decides_by_the_exit_code() -> None:
+    """What only a person can mend fails the shard at once; all else is tried again."""
+    spec = manifest("job.yaml")["spec"]
+    rules = spec["podFailurePolicy"]["rules"]
+    actions = {
+        code: rule["action"]
+        for rule in rules
+        for code in rule.get("onExitCodes", {}).get("values", ())
+    }
+    assert actions == dict.fromkeys([2, 3, 4], "FailIndex") | dict.fromkeys([5, 6, 7], "Count")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # else there may be no such rules
+    assert (
+        sum(10 * 2**tries for tries in range(spec["backoffLimitPerIndex"])) > Sync().lease_seconds
+    )
+
+
+def test_the_job_has_a_pod_for_each_shard() -> None:
+    """As many as its command counts, so that no number is left out."""
+    spec = manifest("job.yaml")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["args"] == ["--log-json", "sync", "--shard", f"auto/{spec['completions']}"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["maxFailedIndexes"] == spec["completions"]  # one shard's failure stops no other
+
+
+def test_the_job_runs_like_the_cronjob() -> None:
+    """In a pod that differs in its arguments only: the same rights, files and limits."""
+    job = manifest("job.yaml")["spec"]["template"]["spec"]
+    cron_job = manifest("cronjob.yaml")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    for pod in (job, cron_job):
+        del pod["containers"][0]["args"]
+    assert job == cron_job

@@ -35,7 +35,7 @@ from tests.support import postgres
 from tests.support.command import CLOSED_PORT, COMMAND, COVERAGE, A, B, execute
 
 TOKEN = "your-token"  # as the pages write it
-DEPLOYED = sorted(ROOT.glob("docs/deploy/*"))
+DEPLOYED = sorted(path for path in ROOT.glob("docs/deploy/*") if path.is_file())
 PAGES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in generate.documents()}
 
 

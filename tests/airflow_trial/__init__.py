@@ -1,0 +1,1 @@
+"""The body of docs/deploy/airflow/try.sh: linq_sync.py on a real Airflow."""
