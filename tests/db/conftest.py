@@ -12,6 +12,8 @@ from tests.support.builders import A, B
 from tests.support.command import Ended, call, environment, execute, held, select, snapshot, stored
 
 Run = Callable[..., Ended]
+SCHEMA_VARIABLE = "LINQ_ETL_DATABASE__SCHEMA"
+ODD_SCHEMA = 'Ada\'s "chats" %s \\ :x'
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,15 @@ def follow_grants(database: RoleDatabase, *command: str, env: dict[str, str]) ->
             execute(database.owner_url, statement)
         granted += statements
     return granted
+
+
+def in_schema(name: str, run: Run = call) -> Run:
+    """Runs commands with that schema configured."""
+
+    def run_there(*command: str, env: dict[str, str]) -> Ended:
+        return run(*command, env={**env, SCHEMA_VARIABLE: name})
+
+    return run_there
 
 
 def run_main_job(run: Run, database_url: str, owner_url: str) -> None:

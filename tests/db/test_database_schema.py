@@ -3,10 +3,8 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
-from urllib.parse import quote
 
 import pytest
-from psycopg import sql
 from sqlalchemy import Engine, make_url
 from sqlalchemy.exc import OperationalError
 
@@ -16,24 +14,29 @@ from etl.db.engine import open_engine, reading, writing
 from etl.db.tables import REVISION, VERSION_TABLE, metadata, views
 from etl.errors import DatabaseError, SchemaError
 from etl.sandbox import Sandbox, build_world
-from tests.db.conftest import RoleDatabase, follow_grants, run_main_job
+from tests.db.conftest import (
+    ODD_SCHEMA,
+    SCHEMA_VARIABLE,
+    RoleDatabase,
+    follow_grants,
+    in_schema,
+    run_main_job,
+)
 from tests.support import postgres
 from tests.support.builders import A, start_run
 from tests.support.command import (
     CLOSED_PORT,
-    Ended,
     call,
     ended,
     environment,
     execute,
     held,
     running,
+    search_path,
     select,
     stored,
 )
 
-ODD = 'Ada\'s "chats" %s \\ :x'
-VARIABLE = "LINQ_ETL_DATABASE__SCHEMA"
 RELATIONS = """
     SELECT nspname, relname, relkind FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' ORDER BY 1, 2
@@ -61,22 +64,6 @@ def opened(url: str) -> Iterator[Callable[[str | None], Engine]]:
         yield open_schema
 
 
-def within(url: str, name: str) -> str:
-    """The URL with that search_path, for plain SQL."""
-    path = sql.Identifier(name).as_string().replace("\\", "\\\\").replace(" ", "\\ ")
-    separator = "&" if "?" in url else "?"
-    return f"{url}{separator}options={quote(f'-csearch_path={path}')}"
-
-
-def in_schema(name: str) -> Callable[..., Ended]:
-    """Runs commands with that schema configured."""
-
-    def run(*command: str, env: dict[str, str]) -> Ended:
-        return call(*command, env={**env, VARIABLE: name})
-
-    return run
-
-
 def at_once(url: str) -> dict[str, str]:
     """Settings with which no request is repeated to an API that is not there."""
     return environment(CLOSED_PORT, url, LINQ_ETL_API__MAX_ATTEMPTS="1")
@@ -89,16 +76,16 @@ def schemas_with_relations(url: str) -> set[str]:
 # Everything is in the schema
 
 
-@pytest.mark.parametrize("name", ["linq", ODD])
+@pytest.mark.parametrize("name", ["linq", ODD_SCHEMA])
 def test_the_main_job(url: str, name: str) -> None:
     """The schema is created, whatever its name is made of; no other has a table."""
-    run_main_job(in_schema(name), url, within(url, name))
+    run_main_job(in_schema(name), url, search_path(url, name))
     assert schemas_with_relations(url) == {name}
 
 
 def test_every_other_command(url: str) -> None:
     """They look at the schema's run log, tables and comments; a downgrade empties it."""
-    run = in_schema(ODD)
+    run = in_schema(ODD_SCHEMA)
     with Sandbox(build_world(chats_per_number=5)) as sandbox:
         env = environment(sandbox, url)
         assert run("sync", env=env).code == 0
@@ -107,9 +94,11 @@ def test_every_other_command(url: str) -> None:
             assert run(*command.split(), env=env).code == 0
         assert "deleted 0 runs" in run("prune", "--older-than", "1d", env=env).stdout
     assert checked.code == 0
-    assert f", schema {ODD}\n" in checked.stdout
+    assert f", schema {ODD_SCHEMA}\n" in checked.stdout
     commented = "SELECT obj_description('chat_activity'::regclass)"
-    assert select(within(url, ODD), commented) == [(views.tables["chat_activity"].comment,)]
+    assert select(search_path(url, ODD_SCHEMA), commented) == [
+        (views.tables["chat_activity"].comment,)
+    ]
     assert run("db", "downgrade", "base", "--yes", env=env).code == 0
     assert {relation for _, relation, _ in select(url, RELATIONS)} == {
         VERSION_TABLE,
@@ -119,7 +108,7 @@ def test_every_other_command(url: str) -> None:
 
 def test_a_session_keeps_nothing_of_it(opened: Callable[[str | None], Engine]) -> None:
     """A pooler hands the session to others after each transaction."""
-    engine = opened(ODD)
+    engine = opened(ODD_SCHEMA)
     schema.upgrade(engine)
     connection = engine.raw_connection()
     cursor = connection.cursor()
@@ -151,11 +140,11 @@ def test_two_schemas_and_the_default_one_are_independent(url: str) -> None:
         with Sandbox(world) as sandbox:
             assert run("sync", env=environment(sandbox, url)).code == 0
     for name, world in worlds.items():
-        assert stored(within(url, name)) == held(world)
-        assert select(within(url, name), "SELECT id FROM sync_runs") == [(1,)]
+        assert stored(search_path(url, name)) == held(world)
+        assert select(search_path(url, name), "SELECT id FROM sync_runs") == [(1,)]
     down = in_schema("one")("db", "downgrade", "base", "--yes", env=environment(CLOSED_PORT, url))
     assert down.code == 0
-    assert stored(within(url, "two")) == held(worlds["two"])
+    assert stored(search_path(url, "two")) == held(worlds["two"])
     assert stored(url) == held(worlds["public"])
 
 
@@ -206,12 +195,12 @@ def test_jobs_that_start_at_once_all_succeed(url: str) -> None:
     with Sandbox(world) as sandbox, ExitStack() as stack:
         processes = [
             stack.enter_context(
-                running("sync", env={**environment(sandbox, url, number), VARIABLE: "linq"})
+                running("sync", env={**environment(sandbox, url, number), SCHEMA_VARIABLE: "linq"})
             )
             for number in numbers
         ]
         assert [ended(process, within=120).code for process in processes] == [0] * 10
-    assert stored(within(url, "linq")) == held(world, numbers)
+    assert stored(search_path(url, "linq")) == held(world, numbers)
 
 
 # Roles
@@ -221,7 +210,7 @@ def test_a_role_that_may_not_create_the_schema_is_told_the_grant(
     role_database: RoleDatabase,
 ) -> None:
     """Also by check, before anything is tried."""
-    env = {**at_once(role_database.role_url), VARIABLE: "Linq"}
+    env = {**at_once(role_database.role_url), SCHEMA_VARIABLE: "Linq"}
     database, role = make_url(role_database.owner_url).database, role_database.role
     grant = f"GRANT CREATE ON DATABASE {database} TO {role}"
     sentence = f'Role {role} may not create schema "Linq". Run: {grant};'
@@ -234,7 +223,7 @@ def test_a_role_that_may_not_create_the_schema_is_told_the_grant(
 def test_a_role_may_use_a_schema_that_it_may_not_create(role_database: RoleDatabase) -> None:
     """It is told the grants that it needs there, and does not need one on the database."""
     role_database.execute('CREATE SCHEMA "Linq"')
-    env = {**at_once(role_database.role_url), VARIABLE: "Linq"}
+    env = {**at_once(role_database.role_url), SCHEMA_VARIABLE: "Linq"}
     role = role_database.role
     usage = f'GRANT USAGE ON SCHEMA "Linq" TO {role}'
     sentence = f'Role {role} may not use schema "Linq". Run: {usage};'
@@ -256,14 +245,14 @@ def test_a_role_that_may_not_use_the_tables_is_told_the_schema(
     role_database.execute('GRANT USAGE ON SCHEMA "Linq" TO {role}')
     world = build_world(numbers=(A,), chats_per_number=5)
     with Sandbox(world) as sandbox:
-        env = environment(sandbox, role_database.role_url, A) | {VARIABLE: "Linq"}
+        env = environment(sandbox, role_database.role_url, A) | {SCHEMA_VARIABLE: "Linq"}
         granted = follow_grants(role_database, "sync", env=env)
     role = role_database.role
     assert granted == [
         f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "Linq" TO {role}',
         f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA "Linq" TO {role}',
     ]
-    assert stored(within(role_database.owner_url, "Linq")) == held(world, [A])
+    assert stored(search_path(role_database.owner_url, "Linq")) == held(world, [A])
 
 
 # Objects of another program
