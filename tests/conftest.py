@@ -88,6 +88,16 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def newest_postgres_server() -> Iterator[str]:
+    """The URL of a server of the newest version, which few systems have installed."""
+    try:
+        with postgres.private_server(postgres.packaged_binaries()) as started:
+            yield started.url
+    except postgres.NoPostgresError as reason:
+        cannot_run(f"no PostgreSQL 18: {reason}")
+
+
+@pytest.fixture(scope="session")
 def migrated(postgres_server: str) -> Iterator[str]:
     """A migrated database, shared by all tests that keep its schema: a new one takes longer."""
     with postgres.database(postgres_server) as url:

@@ -39,6 +39,13 @@ def normalised(text: str) -> str:
     return _mysql(url) if url.startswith(("mysql", "mariadb")) else _postgresql(url)
 
 
+def is_schema(name: str) -> bool:
+    """Whether a PostgreSQL schema can have the name; the server keeps some for itself."""
+    if _ODD.search(name) or name.startswith("pg_") or name in {"information_schema", "$user"}:
+        return False
+    return 1 <= len(name.encode()) <= 63
+
+
 def _sqlite(url: str) -> str:
     path = unquote(url.removeprefix("sqlite:///"))
     # A database in memory is lost after the run.

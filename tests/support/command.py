@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from etl.cli.main import run
 from etl.log import LOGGER
@@ -252,6 +254,13 @@ def instant(value: str | datetime | None) -> datetime | None:
         return None
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def search_path(database_url: str, schema: str) -> str:
+    """The URL with another schema to search, for plain SQL."""
+    path = sql.Identifier(schema).as_string().replace("\\", "\\\\").replace(" ", "\\ ")
+    separator = "&" if "?" in database_url else "?"
+    return f"{database_url}{separator}options={quote(f'-csearch_path={path}')}"
 
 
 def _plain(database_url: str) -> str:

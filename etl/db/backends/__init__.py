@@ -43,7 +43,6 @@ class Backend(Protocol):
     JSON_TYPE: TypeEngine[Any]
     TEXT_TYPE: TypeEngine[Any]
     TIME_TYPE: TypeEngine[Any]
-    TRANSACTIONAL_DDL: bool  # whether a migration that is broken off leaves nothing behind
 
     def short_text(self, length: int) -> TypeEngine[Any]:
         """The type of a text that is part of an index, of at most `length` characters."""
@@ -66,8 +65,17 @@ class Backend(Protocol):
     def begin_migrating(self, connection: Connection) -> None:
         """Wait for another migration to end; its tables may not exist yet."""
 
+    def create_schema(self, connection: Connection) -> None:
+        """Create the configured schema for the tables if it is missing."""
+
     def unusable(self, connection: Connection) -> str | None:
         """Why the database cannot hold what the API sends, and what to do; None if it can."""
+
+    def occupied(self, connection: Connection, names: Collection[str]) -> str | None:
+        """Which of these names another program uses, and what to do; None if it uses none.
+
+        The database must have nothing of this program.
+        """
 
     def examine(
         self, connection: Connection, tables: Collection[str], *, creates: bool
@@ -83,7 +91,7 @@ class Backend(Protocol):
     def server_time(self, connection: Connection) -> datetime | None:
         """The server's time; None if the database runs in this process."""
 
-    def explain(self, error: BaseException, url: URL) -> str | None:
+    def explain(self, error: BaseException, engine: Engine) -> str | None:
         """What happened and what to do, without data; None if the error is not a known one."""
 
     def outage(self, error: BaseException, engine: Engine) -> Outage | None:

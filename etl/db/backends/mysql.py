@@ -18,6 +18,7 @@ from sqlalchemy import (
     Engine,
     Table,
     TypeDecorator,
+    bindparam,
     event,
     func,
     select,
@@ -45,6 +46,7 @@ from etl.db.backends.mysql_rows import (  # of this backend
     upsert_rows,  # noqa: F401
 )
 from etl.db.backends.mysql_tls import connection_arguments
+from etl.db.tables.base import VERSION_TABLE
 from etl.errors import DatabaseUnavailableError
 
 
@@ -65,7 +67,6 @@ KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
 JSON_TYPE: Final[TypeEngine[Any]] = _Json()
 TEXT_TYPE: Final[TypeEngine[Any]] = LONGTEXT()
 TIME_TYPE: Final[TypeEngine[Any]] = DATETIME(fsp=6)
-TRANSACTIONAL_DDL: Final = False
 
 _MIGRATION_SECONDS: Final = 60
 _LOCK_SECONDS: Final = 10
@@ -188,6 +189,10 @@ def begin_migrating(connection: Connection) -> None:
     driver._read_timeout = None
 
 
+def create_schema(connection: Connection) -> None:
+    """The URL names the database, which an administrator creates."""
+
+
 _PROPERTIES: Final = text("""
     SELECT @@version, @@max_allowed_packet, @@log_bin AND @@binlog_format = 'STATEMENT'
 """)
@@ -212,6 +217,27 @@ def unusable(connection: Connection) -> str | None:
             "Run: SET GLOBAL binlog_format = 'ROW'; and set it in my.cnf."
         )
     return None
+
+
+def occupied(connection: Connection, names: Collection[str]) -> str | None:
+    """Tables and views share their names.
+
+    A version table without a revision is of a first upgrade that was killed: the tables are ours.
+    """
+    if VERSION_TABLE not in names:
+        return None
+    if found := connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all():
+        return (
+            "the database has tables of another program with the names that this one needs "
+            f"({', '.join(found)}): use another database"
+        )
+    return None
+
+
+_OCCUPIED: Final = text("""
+    SELECT table_name FROM information_schema.tables
+    WHERE table_schema = database() AND table_name IN :names ORDER BY table_name
+""").bindparams(bindparam("names", expanding=True))
 
 
 def examine(connection: Connection, tables: Collection[str], *, creates: bool) -> Examination:

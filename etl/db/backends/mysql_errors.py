@@ -7,7 +7,6 @@ from typing import Final
 
 import pymysql
 from sqlalchemy import Engine
-from sqlalchemy.engine import URL
 
 from etl.db.backends import Outage
 
@@ -55,11 +54,11 @@ _ADVICE: Final = {
 }
 
 
-def explain(error: BaseException, url: URL) -> str | None:
+def explain(error: BaseException, engine: Engine) -> str | None:
     """By the server's number of the error."""
     if not isinstance(error, pymysql.MySQLError):
         return None
-    code = _code(error)
+    code, url = _code(error), engine.url
     if code in _NO_PRIVILEGE:
         return may_not_use(url.database or "", url.username or "", "%", creates=code != 1143)
     if code in _SETUP:
