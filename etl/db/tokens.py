@@ -19,13 +19,18 @@ _numbers = phone_numbers.c
 
 
 def read_rates(
-    connection: Connection, base_url: str, tokens: Collection[Token], now: datetime
+    connection: Connection,
+    base_url: str,
+    tokens: Collection[Token],
+    now: datetime,
+    *,
+    within: timedelta = LONGEST_USE,
 ) -> dict[Token, float]:
-    """Requests a second for each of the tokens that a run of the last week was throttled with."""
+    """Requests a second for each of the tokens that a run was throttled with, within a week."""
     known = {
         row.fingerprint: row.requests_per_second
         for row in connection.execute(select(api_pace))
-        if row.observed_at and now - LONGEST_USE < row.observed_at
+        if row.observed_at and now - within < row.observed_at
     }
     named = {token: _fingerprint(base_url, token) for token in tokens}
     return {token: known[name] for token, name in named.items() if name in known}
