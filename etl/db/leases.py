@@ -150,6 +150,13 @@ def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
         raise LeaseLostError(_LOST)
 
 
+def ensure_open(connection: Connection, run_id: int) -> None:
+    """Raise LeaseLostError if another run has closed this one; else none does meanwhile."""
+    mine = select(sync_runs.c.id).where(sync_runs.c.id == run_id, sync_runs.c.status == "running")
+    if connection.execute(mine.with_for_update(key_share=True)).first() is None:
+        raise LeaseLostError(_LOST)
+
+
 def ensure_held(connection: Connection, run_id: int, numbers: Iterable[str]) -> None:
     """Raise LeaseLostError unless the run holds a lease on every number.
 
