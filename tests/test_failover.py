@@ -19,6 +19,7 @@ from tests.support.command import (
     held,
     linq_etl,
     running,
+    search_path,
     select,
     snapshot,
     stored,
@@ -52,17 +53,23 @@ def standby(primary: PrivateServer) -> Iterator[PrivateServer]:
 
 
 @contextmanager
-def crash_in_a_run(primary: PrivateServer, url: str) -> Iterator[subprocess.Popen[str]]:
+def crash_in_a_run(
+    primary: PrivateServer, url: str, **settings: str
+) -> Iterator[subprocess.Popen[str]]:
     """A sync that has stored some pages and waits for its database; at the end, nothing is lost."""
+    schema = settings.get("LINQ_ETL_DATABASE__SCHEMA", "public")
+    rows_url = search_path(url, schema)
     world = build_world(chats_per_number=120)
     with HoldingSandbox(world, answers=4) as sandbox:
-        env = environment(sandbox, url, LINQ_ETL_API__PER_PAGE="10")
+        env = environment(sandbox, url, LINQ_ETL_API__PER_PAGE="10", **settings)
         assert linq_etl("db", "upgrade", env=env).code == 0
         with (
             LOG.open("w") as stderr,
             running("--log-json", "sync", env=env, stderr=stderr) as process,
         ):
-            wait_until(lambda: select(primary.url, "SELECT id FROM chats"), process)
+            wait_until(
+                lambda: select(search_path(primary.url, schema), "SELECT id FROM chats"), process
+            )
             wait_until(sandbox.holding.is_set, process)
             primary.stop()
             sandbox.release()
@@ -71,10 +78,10 @@ def crash_in_a_run(primary: PrivateServer, url: str) -> Iterator[subprocess.Pope
             assert ended(process, within=60).code == 0
         assert "Traceback" not in LOG.read_text()
         assert '"level": "error"' not in LOG.read_text()
-        assert_complete(world, url)
-        before = snapshot(url)
+        assert_complete(world, rows_url)
+        before = snapshot(rows_url)
         assert linq_etl("sync", env=env).code == 0
-        assert snapshot(url) == before
+        assert snapshot(rows_url) == before
 
 
 def assert_complete(world: World, url: str) -> None:
@@ -94,8 +101,8 @@ def test_a_server_may_be_away_for_20_seconds(primary: PrivateServer) -> None:
 
 
 def test_a_standby_may_take_over(primary: PrivateServer, standby: PrivateServer) -> None:
-    """The run finds the new primary by itself: the URL names both servers."""
+    """The run finds the new primary, and its schema, by itself: the URL names both servers."""
     hosts = ",".join(quote(str(server.folder), safe="") for server in (primary, standby))
     url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
-    with crash_in_a_run(primary, url):
+    with crash_in_a_run(primary, url, LINQ_ETL_DATABASE__SCHEMA="linq"):
         standby.promote()
