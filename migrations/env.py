@@ -23,8 +23,8 @@ def run(connection: Connection) -> None:
 
 given = context.config.attributes.get("connection")
 if given is None:
-    url, schema = (os.environ.get(f"LINQ_ETL_DATABASE__{key}") for key in ("URL", "SCHEMA"))
-    with writing(open_engine(url or "", schema)) as opened:
+    url, schema = os.environ["LINQ_ETL_DATABASE__URL"], os.environ.get("LINQ_ETL_DATABASE__SCHEMA")
+    with writing(open_engine(url, schema)) as opened:
         run(opened)
 else:
     run(given)

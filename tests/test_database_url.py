@@ -64,6 +64,23 @@ def connect_arguments(url: str) -> dict[str, Any]:
                 "target_session_attrs": "read-write",
             },
         ),
+        (
+            "postgres://u:p@h/db?sslmode=require&channel_binding=prefer&options=endpoint%3Dep-cool",
+            {
+                "user": "u",
+                "password": "p",
+                "host": "h",
+                "sslmode": "require",
+                "channel_binding": "prefer",
+                "options": "endpoint=ep-cool",
+            },
+        ),
+        (
+            "postgres://u.ref:p@h:6543/db",
+            {"user": "u.ref", "password": "p", "host": "h", "port": 6543},
+        ),
+        ("postgres://u%40server@h/db", {"user": "u@server", "host": "h"}),
+        ("postgresql://u@/db?host=/cloudsql/p:r:i", {"user": "u", "host": "/cloudsql/p:r:i"}),
         ("postgresql://h1,h2:1/db", {"host": "h1,h2", "port": "5432,1"}),
         ("postgresql://h1,h2/db", {"host": "h1,h2", "port": ","}),
         ("postgresql://[::1]:1,[::2]:2/db", {"host": "::1,::2", "port": "1,2"}),

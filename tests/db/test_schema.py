@@ -233,6 +233,16 @@ def test_tables_of_another_program_are_named(empty: Engine, statement: str) -> N
     assert table_names(empty) == before
 
 
+def test_a_version_table_of_another_program_is_named(empty: Engine) -> None:
+    """It has our name, but not its column; nothing is written there."""
+    execute(empty, f"CREATE TABLE {VERSION_TABLE} (theirs TEXT)")
+    for command in (schema.current, schema.upgrade):
+        with pytest.raises(SchemaError, match=f"{VERSION_TABLE} is of another program") as caught:
+            command(empty)
+        assert caught.value.exit_code == 6
+    assert table_names(empty) == {VERSION_TABLE}
+
+
 def test_an_upgrade_makes_the_writers_lock(built: Engine) -> None:
     """Its row, and none for the runs of before: no fence, so they can be closed at once."""
     fences = "SELECT run_id, fence FROM run_fences"

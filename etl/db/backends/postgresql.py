@@ -166,7 +166,7 @@ def create_schema(connection: Connection) -> None:
     """Unless it exists: a role that may use a schema need not be allowed to create one."""
     schema = schema_of(connection)
     if schema and not _exists(connection, schema):
-        connection.execute(CreateSchema(schema))
+        connection.execute(CreateSchema(schema, if_not_exists=True))
 
 
 def _exists(connection: Connection, schema: str) -> bool:
