@@ -33,24 +33,34 @@ BEGAN = time.monotonic()
 
 def main(folder: Path, environment: Path) -> int:
     """Run the trial and remove the folder; 0 if every claim holds."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _interrupt)
     code = 1
     try:
         with ExitStack() as stack:
             trial = Trial(stack, folder, environment)
-            stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Once is enough.
+            stack.callback(_ignore_interrupts)
             trial.start()
             claims = trial.lose_a_worker() + trial.lose_a_task_and_refuse_a_number()
-        code = 0 if all(claims) else 1
-        say(f"{sum(claims)} of {len(claims)} claims hold. Everything is stopped and removed.")
+            code = 0 if all(claims) else 1
+            say(f"{sum(claims)} of {len(claims)} claims hold. Stopping and removing everything ...")
     except TrialError as error:
         print(f"\ntry.sh: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         print("\ntry.sh: interrupted; everything is stopped and removed", file=sys.stderr)
     finally:
         _remove(folder, keep_logs=code == 1)
     return code
+
+
+def _interrupt(signal_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal_number)
+
+
+def _ignore_interrupts() -> None:
+    """Let what ends the trial end itself, although Ctrl-C is pressed again."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def say(text: str) -> None:
@@ -64,14 +74,15 @@ def claim(text: str, holds: bool) -> bool:
 
 
 def _remove(folder: Path, *, keep_logs: bool) -> None:
-    """Remove the folder, after a failure all but the logs."""
-    if not keep_logs:
+    """Remove the folder, after a failure all but the logs, if there are any."""
+    logs = folder / "logs"
+    if not keep_logs or not any(logs.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
         return
     for path in folder.iterdir():
-        if path.is_dir() and path.name != "logs":
+        if path.is_dir() and path != logs:
             shutil.rmtree(path, ignore_errors=True)
-    print(f"The logs are in {folder}/logs", file=sys.stderr)
+    print(f"The logs are in {logs}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)
