@@ -1,4 +1,4 @@
-"""Run the migrations on the given connection, else on the database of LINQ_ETL_DATABASE__URL."""
+"""Run the migrations on the given connection, else as LINQ_ETL_DATABASE__URL and …__SCHEMA say."""
 
 import os
 
@@ -23,7 +23,8 @@ def run(connection: Connection) -> None:
 
 given = context.config.attributes.get("connection")
 if given is None:
-    with writing(open_engine(os.environ["LINQ_ETL_DATABASE__URL"])) as opened:
+    url, schema = (os.environ.get(f"LINQ_ETL_DATABASE__{key}") for key in ("URL", "SCHEMA"))
+    with writing(open_engine(url or "", schema)) as opened:
         run(opened)
 else:
     run(given)

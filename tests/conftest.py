@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from sqlalchemy import Engine, Table, delete, insert, inspect, select
+from sqlalchemy import Connection, Engine, Table, delete, insert, inspect, select
+from sqlalchemy.engine import make_url
 
 from etl.db import leases, schema
 from etl.db.engine import open_engine, reading
 from etl.db.tables import data_dictionary, metadata, run_fences
-from tests.support import postgres
+from tests.support import mysql, postgres
 from tests.support.builders import Row, Rows
 from tests.support.marks import cannot_run
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
+_MYSQL_URL = os.environ.get(mysql.URL_VARIABLE)
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
 
 # The same examples each time and none saved, so that a test's outcome depends on the code alone.
@@ -86,9 +88,39 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def newest_postgres_server() -> Iterator[str]:
+    """The URL of a server of the newest version, which few systems have installed."""
+    try:
+        with postgres.private_server(postgres.packaged_binaries()) as started:
+            yield started.url
+    except postgres.NoPostgresError as reason:
+        cannot_run(f"no PostgreSQL 18: {reason}")
+
+
+@pytest.fixture(scope="session")
 def migrated(postgres_server: str) -> Iterator[str]:
     """A migrated database, shared by all tests that keep its schema: a new one takes longer."""
     with postgres.database(postgres_server) as url:
+        opened = open_engine(url)
+        schema.upgrade(opened)
+        opened.dispose()
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[str]:
+    """The URL of a server for test databases; without one the tests that need it are skipped."""
+    try:
+        with mysql.server(_MYSQL_URL) as url:
+            yield url
+    except mysql.NoMySqlError as reason:
+        cannot_run(f"no MariaDB or MySQL: {reason}")
+
+
+@pytest.fixture(scope="session")
+def migrated_mysql(mysql_server: str) -> Iterator[str]:
+    """As `migrated`, in MariaDB or MySQL."""
+    with mysql.database(mysql_server) as url:
         opened = open_engine(url)
         schema.upgrade(opened)
         opened.dispose()
@@ -105,16 +137,22 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """One database of each kind: new and empty, or the migrated one if the test uses `engine`."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'linq.db'}"
-    elif "engine" in request.fixturenames:
-        yield request.getfixturevalue("migrated")
-    else:
-        with postgres.database(request.getfixturevalue("postgres_server")) as url:
-            yield url
+        return
+    servers, migrated = {
+        "postgresql": ("postgres_server", "migrated"),
+        "mysql": ("mysql_server", "migrated_mysql"),
+    }[request.param]
+    if "engine" in request.fixturenames:
+        yield request.getfixturevalue(migrated)
+        return
+    support = mysql if request.param == "mysql" else postgres
+    with support.database(request.getfixturevalue(servers)) as url:
+        yield url
 
 
 @pytest.fixture
@@ -123,22 +161,35 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
     if database_url.startswith("sqlite"):
         shutil.copy(migrated_file, tmp_path / "linq.db")
     opened = open_engine(database_url)
+    # A session that an earlier, failed test left open would block what follows.
     if opened.dialect.name == "postgresql":
         with opened.begin() as connection:
-            # A session that an earlier, failed test left open would block the TRUNCATE.
             connection.exec_driver_sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            # TRUNCATE would take twenty times as long.
-            for table in reversed(metadata.sorted_tables):
-                if table is not data_dictionary:
-                    connection.execute(delete(table))
+            _delete_rows(connection)
             for sequence in inspect(connection).get_sequence_names():
                 connection.exec_driver_sql(f"ALTER SEQUENCE {sequence} RESTART")
-            connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
+    if opened.dialect.name == "mysql":
+        url = make_url(database_url)
+        mysql.end_sessions(url, str(url.database))
+        with opened.begin() as connection:
+            _delete_rows(connection)
+        with opened.begin() as connection:
+            for table in metadata.sorted_tables:
+                if table.autoincrement_column is not None:
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} AUTO_INCREMENT = 1")
     yield opened
     opened.dispose()
+
+
+def _delete_rows(connection: Connection) -> None:
+    """Empty the tables; TRUNCATE would take twenty times as long."""
+    for table in reversed(metadata.sorted_tables):
+        if table is not data_dictionary:
+            connection.execute(delete(table))
+    connection.execute(insert(run_fences), {"run_id": leases.WRITERS, "fence": 0})
 
 
 @pytest.fixture

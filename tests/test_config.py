@@ -88,6 +88,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         token_file = "token"
         [database]
         url = "postgresql://etl@db/linq"
+        schema = "linq"
         auto_upgrade = false
         [sync]
         phone_numbers = ["+13343284472"]
@@ -112,7 +113,7 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             max_requests_per_second=5,
             token_file="token",
         ),
-        database=Database(url="postgresql://etl@db/linq", auto_upgrade=False),
+        database=Database(url="postgresql://etl@db/linq", schema="linq", auto_upgrade=False),
         sync=Sync(
             phone_numbers=(PhoneNumber("+13343284472"),),
             all_phone_numbers=True,
@@ -243,7 +244,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         max_attempts = 21
         max_concurrency = true
         [database]
-        url = "mysql://db/linq"
+        url = "mssql://db/linq"
         auto_upgrade = "perhaps"
         [sync]
         phone_numbers = [
@@ -275,8 +276,8 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         "api.per_pages: no such setting; did you mean api.per_page?",
         "api.timeout_seconds: invalid value; expected seconds for one whole request, 0.1 to 600",
         "database.auto_upgrade: invalid value; expected true or false",
-        'database.url: invalid value; expected "sqlite:///FILE.db" or '
-        '"postgresql://USER@HOST/DATABASE"',
+        'database.url: invalid value; expected "sqlite:///FILE.db", '
+        '"postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"',
         "log.json: invalid value; expected true or false",
         "numbers: no such section; the sections are api, database, sync, monitoring, log",
         "sync.all_phone_numbers: invalid value; expected true or false",
@@ -538,7 +539,7 @@ def test_a_token_shows_nowhere(load_toml: Loader) -> None:
         (f'api = "{SECRET}"', {}),
         (f'[api]\ntoken = "{SECRET}', {}),
         (f'[database]\nurl = "{SECRET}"', {}),
-        (f'[database]\nurl = "mysql://root:{SECRET}@db/linq"', {}),
+        (f'[database]\nurl = "mssql://root:{SECRET}@db/linq"', {}),
         *(
             (f'[{section}]\n{key} = "{SECRET}"', {})
             for section, struct in SECTIONS.items()
@@ -670,15 +671,46 @@ def test_a_valid_database_url(load_toml: Loader, url: str) -> None:
         "sqlite://linq.db",
         "postgresql://",
         "postgresql+psycopg2://etl@db/linq",
-        "mysql://etl@db/linq",
+        "mssql://etl@db/linq",
         "sqlite:///linq.db?mode=memory",
     ],
 )
 def test_an_invalid_database_url(load_toml: Loader, url: str) -> None:
     """Refused: an in-memory database, which is lost after the run, and unsupported databases."""
     assert problems(load_toml, f'{A_NUMBER}[database]\nurl = "{url}"') == [
-        'database.url: invalid value; expected "sqlite:///FILE.db" or '
-        '"postgresql://USER@HOST/DATABASE"'
+        'database.url: invalid value; expected "sqlite:///FILE.db", '
+        '"postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"'
+    ]
+
+
+@pytest.mark.parametrize("schema", ["linq", 'Ada\'s "Chats"', "PG_linq", "ß" * 31, "ß" * 31 + "s"])
+def test_a_valid_schema(load_toml: Loader, schema: str) -> None:
+    """It is taken as it is written, from the environment as well."""
+    environ = WITH_TOKEN | {
+        "LINQ_ETL_DATABASE__URL": "postgres:///linq",
+        "LINQ_ETL_DATABASE__SCHEMA": schema,
+    }
+    assert load_toml(A_NUMBER, environ).database.schema == schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["", "pg_linq", "information_schema", "$user", "ß" * 32, "a\\u0000b", "a\\n", "\\u007f"],
+)
+def test_an_invalid_schema(load_toml: Loader, schema: str) -> None:
+    """PostgreSQL would cut a longer name, and keeps some names for itself."""
+    text = f'{A_NUMBER}[database]\nurl = "postgresql:///linq"\nschema = "{schema}"'
+    assert problems(load_toml, text) == [
+        "database.schema: invalid value; expected the name of a PostgreSQL schema, "
+        'at most 63 bytes, e.g. "linq"'
+    ]
+
+
+@pytest.mark.parametrize("url", ['url = "sqlite:///linq.db"\n', ""])
+def test_a_file_has_no_schema(load_toml: Loader, url: str) -> None:
+    """The setting would have no effect."""
+    assert problems(load_toml, f'{A_NUMBER}[database]\n{url}schema = "linq"') == [
+        "database.schema: delete it: only a PostgreSQL database has schemas"
     ]
 
 

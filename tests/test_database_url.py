@@ -1,7 +1,11 @@
 """The database's URL: what hosts and secrets hand out, and what SQLAlchemy reads."""
 
+import ssl
+from typing import Any
+
 import psycopg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from etl.config.database_url import normalised
@@ -19,6 +23,21 @@ def parameters(url: str) -> dict[str, str | int | None]:
     given.pop("context", None)
     psycopg.conninfo.make_conninfo(**given)
     return {key: value for key, value in given.items() if value is not None}
+
+
+def connect_arguments(url: str) -> dict[str, Any]:
+    """What PyMySQL is given."""
+    engine = open_engine(normalised(url))
+    given: dict[str, Any] = {}
+
+    def catch(_dialect: Any, _record: Any, _args: Any, arguments: dict[str, Any]) -> None:
+        given.update(arguments)
+        raise ConnectionError
+
+    event.listen(engine, "do_connect", catch)
+    with pytest.raises(ConnectionError):
+        engine.connect()
+    return given
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,44 @@ def test_a_postgresql_url(url: str, expected: dict[str, str | int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("mysql://u:p@h:3307/db", {"user": "u", "password": b"p", "host": "h", "port": 3307}),
+        ("mariadb://u@h/db", {"user": "u", "host": "h"}),
+        ("mysql+pymysql://u:p%40s%2Fs%25@h/db", {"user": "u", "password": b"p@s/s%", "host": "h"}),
+        (
+            "mysql://u:p\u00e4ss\u20ac@h/db",
+            {"password": "p\u00e4ss\u20ac".encode(), "user": "u", "host": "h"},
+        ),
+        ("mysql://[::1]:3307/db", {"host": "::1", "port": 3307}),
+        ("mysql://u@localhost/db?unix_socket=/run/s", {"unix_socket": "/run/s", "user": "u"}),
+        ("mysql://u@/db?socket=/run/s", {"unix_socket": "/run/s", "user": "u"}),
+        ("mysql://h/db?ssl-mode=disabled", {"ssl_disabled": True, "host": "h"}),
+    ],
+)
+def test_a_mysql_url(url: str, expected: dict[str, object]) -> None:
+    """The driver gets what MySQL's own clients would understand."""
+    arguments = connect_arguments(url)
+    assert arguments["database"] == "db"
+    assert {name: arguments[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "verify", "hostname"),
+    [
+        ("REQUIRED", ssl.CERT_NONE, False),
+        ("VERIFY_CA", ssl.CERT_REQUIRED, False),
+        ("VERIFY_IDENTITY", ssl.CERT_REQUIRED, True),
+    ],
+)
+def test_encryption_to_a_mysql_server(mode: str, verify: ssl.VerifyMode, hostname: bool) -> None:
+    """As in MySQL's own clients. Without ssl-mode, it is encrypted if the server can."""
+    context = connect_arguments(f"mysql://h/db?ssl-mode={mode}")["ssl"]
+    assert (context.verify_mode, context.check_hostname) == (verify, hostname)
+    assert "ssl" not in connect_arguments("mysql://h/db")
+
+
+@pytest.mark.parametrize(
     ("url", "path"),
     [
         ("sqlite:///linq.db", "linq.db"),
@@ -80,19 +137,28 @@ def test_a_sqlite_url(url: str, path: str) -> None:
         ("sqlite:///~/linq.db", "a path without ~, which is not expanded"),
         *((f"postgresql://u@h:{port}/db", "a port from 1 to 65535") for port in ("0", "65536")),
         *((f"postgresql://u@h:{port}/db", "a port from 1 to 65535") for port in ("x", "\u0663")),
+        *((f"mysql://u@h:{port}/db", "a port from 1 to 65535") for port in ("0", "x")),
         ("postgresql://h1:1,h2:99999/db", "a port from 1 to 65535"),
         ("postgresql:///db?host=h&port=70000", "a port from 1 to 65535"),
         *(
             (
-                f"postgresql://u:{SECRET}{character}x@h/db",
+                f"{scheme}://u:{SECRET}{character}x@h/db",
                 "a URL whose password has %2F for /, %3F for ? and %40 for @",
             )
             for character in "/?"
+            for scheme in ("postgresql", "mysql")
         ),
         *(
-            (url, '"sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"')
+            (
+                url,
+                '"sqlite:///FILE.db", "postgresql://USER@HOST/DATABASE" or '
+                '"mysql://USER@HOST/DATABASE"',
+            )
             for url in (
-                f"mysql://root:{SECRET}@h/db",
+                f"mssql://root:{SECRET}@h/db",
+                "mysql://h",
+                "mysql://h/",
+                "mysql://h1,h2/db",
                 "jdbc:postgresql://h/db",
                 "sqlite:///a%00b.db",
                 "sqlite:///a\nb.db",
@@ -121,6 +187,9 @@ def test_an_invalid_url(url: str, expected: str) -> None:
         ("postgresql://h/db?plugin=x&pool_size=5", "does not know the parameter plugin, pool_size"),
         (f"postgresql://h/db?{SECRET}=x", "libpq does not know the parameter (not shown)"),
         ("postgresql:///db?host=a,b&port=1,2,3", "give each host one port, or none"),
+        (f"mysql://h/db?{SECRET}=x", "has no parameters but ssl-ca, ssl-cert, ssl-key, ssl-mode"),
+        ("mysql://h/db?ssl-mode=yes", "ssl-mode is one of DISABLED, PREFERRED, REQUIRED"),
+        ("mysql://h/db?ssl-ca=/nowhere", "cannot read its ssl-ca, ssl-cert or ssl-key"),
     ],
 )
 def test_parameters_that_nobody_knows(url: str, says: str) -> None:

@@ -354,30 +354,51 @@ def test_sql_on_postgresql(sql: LiteralString, in_postgresql: Stored) -> None:
         connection.rollback()
 
 
-def test_roles(postgres_server: str, in_sqlite: Stored, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("schema", ["public", "linq"])
+def test_roles(
+    schema: str, postgres_server: str, in_sqlite: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A role with the grants shown can sync, an analyst can read and nothing else."""
     names = {name: f"{name}_{uuid4().hex}" for name in ("linq_etl", "analyst")}
     with postgres.database(postgres_server) as url, psycopg.connect(url, autocommit=True) as root:
+        names["linq"] = root.info.dbname
+        path = names.get(schema, schema)
         try:
-            for block in BLOCKS:
-                if block.mark == "postgresql: roles":
-                    root.execute(_renamed(block.text, {"linq": root.info.dbname, **names}))
+            for statements in _grants(schema):
+                root.execute(_renamed(statements, names))
             for name, value in in_sqlite.environment().items():
                 monkeypatch.setenv(name, value)
             monkeypatch.setenv("LINQ_ETL_DATABASE__URL", _as_role(url, names["linq_etl"]))
+            if schema != "public":
+                monkeypatch.setenv("LINQ_ETL_DATABASE__SCHEMA", path)
             assert run(["sync"]) == 0
             assert run(["sync"]) == 0
             execute(
-                _as_role(url, names["linq_etl"]), "CREATE TABLE of_a_later_version (id INTEGER)"
+                _as_role(url, names["linq_etl"], path),
+                "CREATE TABLE of_a_later_version (id INTEGER)",
             )
-            with psycopg.connect(_as_role(url, names["analyst"]), autocommit=True) as analyst:
+            with psycopg.connect(_as_role(url, names["analyst"], path), autocommit=True) as analyst:
                 for name in (*metadata.tables, *views.tables, VERSION_TABLE, "of_a_later_version"):
                     _only_reads(analyst, SQL("{}").format(Identifier(name)))
                 with pytest.raises(InsufficientPrivilege):
-                    analyst.execute("CREATE TABLE public.mine (id INTEGER)")
+                    analyst.execute("CREATE TABLE mine (id INTEGER)")
         finally:
-            for role in names.values():
+            for role in (names["linq_etl"], names["analyst"]):
                 root.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(role)))
+
+
+def _grants(schema: str) -> Iterator[str]:
+    """The statements shown; for a schema of its own, also those that name the default one."""
+    roles, others = (
+        [block.text for block in BLOCKS if block.mark == f"postgresql: {mark}"]
+        for mark in ("roles", "schema")
+    )
+    yield from roles
+    if schema != "public":
+        yield from others
+        for line in "".join(roles).splitlines():
+            if "analyst" in line and "SCHEMA public" in line:
+                yield line.replace("SCHEMA public", f"SCHEMA {schema}")
 
 
 def _only_reads(connection: psycopg.Connection[Any], name: Composed) -> None:
@@ -395,6 +416,6 @@ def _renamed(sql: str, names: Mapping[str, str]) -> bytes:
     return pattern.sub(lambda match: names[match[1]], sql).encode()
 
 
-def _as_role(url: str, role: str) -> str:
+def _as_role(url: str, role: str, path: str = "public") -> str:
     separator = "&" if "?" in url else "?"
-    return f"{url}{separator}options=-crole%3D{role}"
+    return f"{url}{separator}options=-crole%3D{role}%20-csearch_path%3D{path}"

@@ -65,13 +65,14 @@ class Allowance:
     def __init__(self, max_concurrency: int, learned: float | None = None) -> None:
         self._ceiling = max_concurrency
         self._throttle: _Throttle | None = None  # until the API allows a request again
-        self._throttles = 3 if learned else 0
+        self._throttles = 0
         self._paused_until = 0.0
         # The rate
-        self._base = LEARNED_SHARE * learned if learned else math.inf
-        self._upper = learned or math.inf
-        self._patience = max(LONGEST_PATIENCE, 80 / self._base)  # seconds to rise to `_upper`
+        self._base = self._upper = math.inf
+        self._patience = LONGEST_PATIENCE  # seconds to rise to `_upper`
         self._risen = 0.0  # seconds
+        if learned:
+            self._start_below(learned)
         self._proved = 0.0  # a rate that went well
         self._short_cycles = 0  # throttles in a row after few starts
         self._next_start = 0.0
@@ -107,6 +108,17 @@ class Allowance:
     def wait(self, now: float) -> float:
         """Seconds until the next request may start; not positive if it may."""
         return max(self._next_start, self._paused_until) - now
+
+    def lower(self, learned: float) -> None:
+        """Go on just below the rate that another process learned, unless this one is slower."""
+        if learned < self.rate and not self._throttle:
+            self._start_below(learned)
+
+    def _start_below(self, learned: float) -> None:
+        self._throttles = max(self._throttles, 3)
+        self._base, self._upper = LEARNED_SHARE * learned, learned
+        self._patience = max(LONGEST_PATIENCE, 80 / self._base)
+        self._risen = 0.0
 
     # Events
 

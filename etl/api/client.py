@@ -33,7 +33,7 @@ from etl.api.retry import (
 )
 from etl.api.transport import Response, Transport
 from etl.config import Api, Token
-from etl.errors import AccessDeniedError, RequestRefusedError, TokenRefusedError
+from etl.errors import AccessDeniedError, EtlError, RequestRefusedError, TokenRefusedError
 from etl.phone import to_digits
 
 T = TypeVar("T")
@@ -141,12 +141,33 @@ class LinqClient:
         )
 
     def set_rate(self, token: Token, requests_per_second: float) -> None:
-        """Start just below the rate that `rates` returned for the token at the end of a run."""
+        """Start just below the rate that `rates` returned for the token in an earlier run."""
         self._lanes[token] = self._pace.lane(requests_per_second)
 
     def rates(self) -> dict[Token, float]:
-        """Requests a second that the API allows each token, where it has throttled."""
+        """Requests a second that the API allows each token in all, where it has throttled."""
         return {token: lane.rate for token, lane in self._lanes.items() if lane.rate}
+
+    def throttles(self) -> dict[Token, int]:
+        """How often the API has throttled each token in this process."""
+        return {token: lane.throttles for token, lane in self._lanes.items()}
+
+    def lower_rate(self, token: Token, requests_per_second: float) -> None:
+        """Go on just below that rate of another process, unless this one is slower."""
+        if token in self._lanes:
+            self._lanes[token].lower(requests_per_second)
+        else:
+            self.set_rate(token, requests_per_second)
+
+    @property
+    def spare(self) -> int:
+        """How many more requests could start now."""
+        return self._pace.spare
+
+    @property
+    def error(self) -> EtlError | None:
+        """Why no request starts any more."""
+        return self._pace.error
 
     async def _get(
         self,

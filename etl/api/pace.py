@@ -15,20 +15,27 @@ LONGEST_SLEEP = 1.0  # seconds until a waiting request notices that all were sto
 
 
 class Pace:
-    """What all tokens share: at most `max_concurrency` in flight and `max_per_second` starts."""
+    """What all tokens share: at most `max_concurrency` in flight and `max_per_second` starts.
+
+    Of each rate, this process uses its `share`; others use the rest. Requests in flight are not
+    shared: a process cannot use what another one leaves.
+    """
 
     def __init__(
         self,
         max_concurrency: int,
         max_per_second: float | None = None,
         *,
+        share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.max_concurrency = max_concurrency
+        self.share = share
         self.in_flight = 0
+        self.in_line = 0  # requests that wait for their turn
         self.next_start = 0.0
-        self.interval = 1 / (max_per_second or math.inf)
+        self.interval = 1 / (share * (max_per_second or math.inf))
         self.clock = clock
         self.sleep = sleep
         self.error: EtlError | None = None
@@ -36,9 +43,14 @@ class Pace:
         self._waiting: list[asyncio.Future[None]] = []
 
     def lane(self, learned: float | None = None) -> "Lane":
-        """The requests of one token; `learned` is the rate that an earlier run learned."""
-        usable = learned if learned and SLOWEST <= learned <= FASTEST else None
+        """The requests of one token; `learned` is the whole rate that an earlier run learned."""
+        usable = self.share * learned if learned and SLOWEST <= learned <= FASTEST else None
         return Lane(self, Allowance(self.max_concurrency, usable))
+
+    @property
+    def spare(self) -> int:
+        """How many more requests could start now; 0 if one waits for its turn."""
+        return 0 if self.in_line else max(self.max_concurrency - self.in_flight, 0)
 
     def stop(self, error: EtlError) -> None:
         """From now on no request starts: each raises this error."""
@@ -67,20 +79,30 @@ class Lane:
         self._pace = pace
         self._allowance = allowance
         self._in_flight = 0
+        self.throttles = 0
         self._first_in_line = asyncio.Lock()
 
     @property
     def rate(self) -> float | None:
-        """Requests a second that the API allows; None if it has not throttled."""
+        """Requests a second that the API allows all processes; None if it has not throttled."""
         rate = self._allowance.rate
-        return None if math.isinf(rate) else rate
+        return None if math.isinf(rate) else rate / self._pace.share
+
+    def lower(self, rate: float) -> None:
+        """Go on just below a rate that another process learned, unless this one is slower."""
+        if SLOWEST <= rate <= FASTEST:
+            self._allowance.lower(self._pace.share * rate)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator["Turn"]:
         """Wait until a request may start; the block lasts until its answer."""
         pace = self._pace
-        async with self._first_in_line:
-            start = await self._wait_for_start()
+        pace.in_line += 1
+        try:
+            async with self._first_in_line:
+                start = await self._wait_for_start()
+        finally:
+            pace.in_line -= 1
         try:
             yield Turn(self, start)
         finally:
@@ -119,6 +141,7 @@ class Lane:
     def throttled(self, start: Start, retry_after: float | None) -> None:
         """See Turn."""
         now = self._pace.clock()
+        self.throttles += 1
         self._allowance.throttled(start, now, retry_after, in_flight=self._in_flight)
 
 

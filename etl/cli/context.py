@@ -83,7 +83,7 @@ def open_database(
 
     if existing and (missing := missing_file(config.database.url)):
         raise DatabaseError(f"There is no database file {missing}. Run `linq-etl sync` first.")
-    engine = open_engine(config.database.url)
+    engine = open_engine(config.database.url, config.database.schema)
     try:
         if existing and not empty:
             schema.ensure_current(engine, upgrade_allowed=False)

@@ -3,6 +3,7 @@
 import gc
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -23,9 +24,10 @@ from etl.cli.output import (
     print_text,
     report_lost_output,
 )
-from etl.cli.parameters import Number, WholeNumber
+from etl.cli.parameters import Duration, Number, ShardType, Share, WholeNumber
 from etl.config import Config
 from etl.errors import ConfigError
+from etl.sync.shard import Shard
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from etl.sync.run import RunResult
 
 BACKFILL_RPS = 5.0  # requests per second, unless --max-rps or the configuration says otherwise
+_SINCE = timedelta(hours=1)
 _PAGE = WholeNumber(1, 2**31 - 1)  # as far as the database's columns go
 
 
@@ -74,15 +77,42 @@ class MonitoredJob(Job):
     is_flag=True,
     help="Apply removals even if unusually many chats disappeared.",
 )
+@click.option(
+    "--shard",
+    type=ShardType(),
+    metavar="K/N",
+    help="Only part K of N, counted from 0; auto/N takes K from $JOB_COMPLETION_INDEX.",
+)
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Share the numbers with all others that join: claim a few at a time until all are done.",
+)
+@click.option(
+    "--since",
+    type=Duration(),
+    metavar="SPAN",
+    help="With --join, leave out what was finished so long before the start; default 1h.",
+)
+@click.option(
+    "--rate-share",
+    type=Share(),
+    metavar="A/B",
+    help="Use this part of the API's rate; default all of it, or 1/N with --shard.",
+)
 @quiet_option
 @json_option
 @click.pass_obj
-def sync(
+def sync(  # one per option
     options: GlobalOptions,
     chosen: tuple[str, ...],
     prove: bool,
     require_complete: bool,
     allow_removals: bool,
+    shard: Shard | None,
+    join: bool,
+    since: timedelta | None,
+    rate_share: float | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -92,15 +122,26 @@ def sync(
     API refused the token. 5: the API stayed unavailable. 6: database or schema. 7: another run
     holds the numbers.
 
+    Several machines divide the numbers by --shard, or share them by --join, which never ends
+    with 7. A joined run ends when every number is finished, by whichever run.
+
     \b
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
       linq-etl sync --quiet
+      linq-etl sync --shard 0/4
+      linq-etl sync --shard auto/4 --rate-share 1/8
+      linq-etl sync --join --since 30m --rate-share 1/8
     """
     config = options.load_config(quiet=quiet)
     from etl.sync.number import RunOptions
+
+    if since is not None and not join:
+        raise ConfigError("--since needs --join: only joined runs leave out what is finished")
+    if shard and join:
+        raise ConfigError("--shard divides the numbers, --join shares them: use one of the two")
 
     run_options = RunOptions(
         chosen_numbers(config, chosen),
@@ -108,8 +149,11 @@ def sync(
         prove=prove,
         require_complete=require_complete,
         allow_removals=allow_removals,
+        shard=shard,
+        since=(since if since is not None else _SINCE) if join else None,
     )
-    return _run(options, config, run_options, quiet=quiet, as_json=as_json)
+    share = rate_share or (1 / shard.count if shard else 1.0)
+    return _run(options, config, run_options, share=share, quiet=quiet, as_json=as_json)
 
 
 @click.command(cls=MonitoredJob)
@@ -197,7 +241,13 @@ def verify(options: GlobalOptions, sample: int, quiet: bool, as_json: bool) -> i
 
 
 def _run(
-    options: GlobalOptions, config: Config, run_options: "RunOptions", *, quiet: bool, as_json: bool
+    options: GlobalOptions,
+    config: Config,
+    run_options: "RunOptions",
+    *,
+    share: float = 1.0,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Run a sync or backfill on a current schema; return its exit code."""
     from etl.api.client import LinqClient
@@ -205,9 +255,10 @@ def _run(
     from etl.sync.run import sync as run_sync
 
     async def job(engine: "Engine", progress: "Progress") -> "RunResult":
-        pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
-        transport = measured_transport(config.api)
-        async with LinqClient(config.api, pace, clock=clock, transport=transport) as client:
+        api = config.api
+        pace = Pace(api.max_concurrency, api.max_requests_per_second, share=share)
+        transport = measured_transport(api)
+        async with LinqClient(api, pace, clock=clock, transport=transport) as client:
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
     with open_database(config) as engine:

@@ -101,6 +101,9 @@ class TerminalProgress(Progress):
         self._fill_bars()
         self._show_whole()
 
+    def waiting(self, numbers: int) -> None:
+        self._print(f"Waiting for {counted(numbers, 'phone number')} of other runs")
+
     def run_ended(self, record: Record) -> None:
         self.bars.stop()
         for line in run_lines(record, self._labels, self._console.width):

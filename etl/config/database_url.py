@@ -1,7 +1,8 @@
 """The database's URL, as hosts and secrets hand it out -> as SQLAlchemy reads it.
 
 A SQLite path is everything after `sqlite:///`, percent-decoded. A PostgreSQL URL may have libpq's
-form: several hosts, or a socket's folder, percent-encoded, in place of a host.
+form: several hosts, or a socket's folder, percent-encoded, in place of a host. A MySQL URL names a
+database on one host, and may begin with `mariadb`.
 """
 
 import re
@@ -9,11 +10,18 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote
 
-SHAPES: Final = '"sqlite:///FILE.db" or "postgresql://USER@HOST/DATABASE"'
+SHAPES: Final = (
+    '"sqlite:///FILE.db", "postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"'
+)
+_ESCAPES: Final = "a URL whose password has %2F for /, %3F for ? and %40 for @"
 _ODD: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")  # Neither name nor password has it.
 _POSTGRESQL: Final = re.compile(
     r"(?P<scheme>postgres|postgresql|postgresql\+psycopg)://"
     r"(?:(?P<user>[^/?]*)@)?(?P<hosts>[^/?]*)(?P<path>/[^?@]*)?(?P<query>\?[^@]*)?"
+)
+_MYSQL: Final = re.compile(
+    r"(?:mysql|mariadb)(?:\+pymysql)?://"
+    r"(?:(?P<user>[^/?]*)@)?(?P<host>[^/?@,]*)/(?P<database>[^/?@]+)(?P<query>\?[^@]*)?"
 )
 _HOST: Final = re.compile(r"(?P<name>\[[^\[\]@]+\]|[^:\[\]@]*)(?::(?P<port>.*))?")
 
@@ -26,7 +34,16 @@ def normalised(text: str) -> str:
     url = text.strip()
     if _ODD.search(unquote(url)):
         raise ValueError(SHAPES)
-    return _sqlite(url) if url.startswith("sqlite:") else _postgresql(url)
+    if url.startswith("sqlite:"):
+        return _sqlite(url)
+    return _mysql(url) if url.startswith(("mysql", "mariadb")) else _postgresql(url)
+
+
+def is_schema(name: str) -> bool:
+    """Whether a PostgreSQL schema can have the name; the server keeps some for itself."""
+    if _ODD.search(name) or name.startswith("pg_") or name in {"information_schema", "$user"}:
+        return False
+    return 1 <= len(name.encode()) <= 63
 
 
 def _sqlite(url: str) -> str:
@@ -39,10 +56,22 @@ def _sqlite(url: str) -> str:
     return url
 
 
+def _mysql(url: str) -> str:
+    parts = _MYSQL.fullmatch(url)
+    if parts is None:
+        raise ValueError(_ESCAPES if "@" in url else SHAPES)
+    (name, port), *_ = _hosts(parts["host"])
+    host = f"{name}:{port}" if port else name
+    if ":" in name:
+        host = f"[{name}]:{port}" if port else f"[{name}]"
+    user = "" if parts["user"] is None else parts["user"].replace("@", "%40") + "@"
+    return f"mysql+pymysql://{user}{host}/{parts['database']}{parts['query'] or ''}"
+
+
 def _postgresql(url: str) -> str:
     parts = _POSTGRESQL.fullmatch(url)
     if parts is None and re.match(r"postgres\w*://.*@", url):
-        raise ValueError("a URL whose password has %2F for /, %3F for ? and %40 for @")
+        raise ValueError(_ESCAPES)
     if parts is None or not (parts["user"] or parts["hosts"] or parts["path"]):
         raise ValueError(SHAPES)
     query = parts["query"] or ""

@@ -335,6 +335,19 @@ def _check_urls(values: dict[str, dict[str, Any]], problems: list[str]) -> None:
             database["url"] = database_url.normalised(database["url"])
     except ValueError as error:
         problems.append(f"database.url: invalid value; expected {error}")
+    else:
+        _check_schema(Database(**database), problems)
+
+
+def _check_schema(database: Database, problems: list[str]) -> None:
+    if database.schema is None:
+        return
+    if not database.url.startswith("postgresql"):
+        problems.append("database.schema: delete it: only a PostgreSQL database has schemas")
+    elif not database_url.is_schema(database.schema):
+        hint = get_type_hints(Database, include_extras=True)["schema"]
+        expected = hint.__metadata__[0].description
+        problems.append(f"database.schema: invalid value; expected {expected}")
 
 
 def _is_base_url(url: str) -> bool:

@@ -71,6 +71,10 @@ class Database(Struct, frozen=True):
     """Section [database]."""
 
     url: Annotated[str, Meta(description=database_url.SHAPES)] = "sqlite:///linq.db"
+    schema: Annotated[
+        str | None,
+        Meta(description='the name of a PostgreSQL schema, at most 63 bytes, e.g. "linq"'),
+    ] = None
     auto_upgrade: Annotated[bool, Meta(description="true or false")] = True
     patience: Annotated[
         float,

@@ -15,13 +15,16 @@ from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailable
 _ERRORS = {"conflict": DatabaseConflictError, "unavailable": DatabaseUnavailableError}
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, schema: str | None = None) -> Engine:
     """An engine for the database, which connects lazily.
 
-    A missing SQLite file is created. Raises DatabaseError if it cannot be.
+    The tables are in the `schema`, which only PostgreSQL has. A missing SQLite file is created.
+    Raises DatabaseError if it cannot be.
     """
     parsed = make_url(url)
-    return backend_of_url(parsed).create_engine(parsed)
+    engine = backend_of_url(parsed).create_engine(parsed)
+    engine.update_execution_options(schema=schema)
+    return engine
 
 
 def missing_file(url: str) -> Path | None:
@@ -73,10 +76,12 @@ def clock_of(connection: Connection) -> Callable[[], datetime]:
 
 
 def describe(engine: Engine) -> str:
-    """The database's URL without its password."""
+    """The database's URL without its password, and the schema if one is configured."""
     # The URL's query may hold a password too.
     hosts = {name: engine.url.query[name] for name in ("host", "port") if name in engine.url.query}
-    return engine.url.set(query=hosts).render_as_string(hide_password=True)
+    url = engine.url.set(query=hosts).render_as_string(hide_password=True)
+    schema = engine.get_execution_options().get("schema")
+    return f"{url}, schema {schema}" if schema else url
 
 
 def _now() -> datetime:
@@ -90,7 +95,7 @@ def _translated(engine: Engine) -> Iterator[None]:
         yield
     except (SQLAlchemyError, driver.Error) as error:  # COPY bypasses SQLAlchemy
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-        reason = database.explain(cause, engine.url)
+        reason = database.explain(cause, engine)
         if reason is None:
             operational = isinstance(error, (OperationalError, driver.OperationalError))
             reason = _reason(cause, operational=operational)

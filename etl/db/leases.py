@@ -73,7 +73,8 @@ def dead_runs(connection: Connection, now: datetime) -> list[int]:
 
 def lock_writers(connection: Connection) -> None:
     """Wait until no other data transaction is open, and keep others waiting until this one ends."""
-    if not _move(connection, run_fences.c.run_id == WRITERS):
+    lock = select(run_fences.c.run_id).where(run_fences.c.run_id == WRITERS).with_for_update()
+    if connection.execute(lock).first() is None:
         connection.execute(insert(run_fences), {"run_id": WRITERS, "fence": 0})
 
 
@@ -146,6 +147,13 @@ def renew(connection: Connection, run_id: int, expires_at: datetime) -> None:
         .values(lease_expires_at=expires_at)
     )
     if not renewed.rowcount:
+        raise LeaseLostError(_LOST)
+
+
+def ensure_open(connection: Connection, run_id: int) -> None:
+    """Raise LeaseLostError if another run has closed this one; else none does meanwhile."""
+    mine = select(sync_runs.c.id).where(sync_runs.c.id == run_id, sync_runs.c.status == "running")
+    if connection.execute(mine.with_for_update(key_share=True)).first() is None:
         raise LeaseLostError(_LOST)
 
 

@@ -42,6 +42,7 @@ Record = dict[str, Any]
 
 # A number that ended like this was synced.
 GOOD: Final[tuple[Status, ...]] = ("succeeded", "partial")
+_NEWEST: Final = 8  # runs of one number that may have ended in another order than they began
 # How the reason of a number begins that was not read to its end because the requests ran out.
 BUDGET_REASON: Final = "budget"
 
@@ -149,7 +150,7 @@ def claim(
 
     Writes nothing the second time.
     """
-    _remember_numbers(connection, numbers, now)
+    remember_numbers(connection, numbers, now)
     wanted = [number.e164 for number in numbers]
     holders = leases.take(connection, run_id, wanted)
     busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in holders.items()}
@@ -211,9 +212,9 @@ def close_number(
     leases.release(connection, run_id, [phone_number])
 
 
-def last_walk(connection: Connection, phone_number: str, *, before: int) -> LastWalk | None:
-    """The number's entry before run `before`, if it is a walk that can still be proved."""
-    row = _last_entry(connection, phone_number, before)
+def last_walk(connection: Connection, phone_number: str, *, run_id: int) -> LastWalk | None:
+    """The number's last entry before that of the run, if it is a walk that can be proved."""
+    row = _last_entry(connection, phone_number, run_id)
     # A backfill does not record which known chats it did not see.
     if row is None or row.command != "sync" or row.status != "succeeded":
         return None
@@ -221,9 +222,9 @@ def last_walk(connection: Connection, phone_number: str, *, before: int) -> Last
     return LastWalk(row.run_id, row.total_count) if provable else None
 
 
-def resume_page(connection: Connection, phone_number: str, *, before: int, margin: int) -> int:
+def resume_page(connection: Connection, phone_number: str, *, run_id: int, margin: int) -> int:
     """Where a backfill starts: `margin` pages before an interrupted one ended, else at page 1."""
-    row = _last_entry(connection, phone_number, before)
+    row = _last_entry(connection, phone_number, run_id)
     if row is None or row.command != "backfill":
         return 1
     if row.status in GOOD and not (row.reason or "").startswith(BUDGET_REASON):
@@ -238,15 +239,22 @@ def note_first_page(
     connection.execute(_update_number(run_id, phone_number).values(first_page=first_page))
 
 
-def _last_entry(connection: Connection, phone_number: str, before: int) -> Row[Any] | None:
+def _last_entry(connection: Connection, phone_number: str, run_id: int) -> Row[Any] | None:
+    """What ended last in another run. That need not be the newest one: a run can claim late.
+
+    A run that found the number busy did nothing with it.
+    """
     table = sync_run_numbers
-    return connection.execute(
+    newest = connection.execute(
         select(table, sync_runs.c.command)
         .join(sync_runs)
-        .where(table.c.phone_number == phone_number, table.c.run_id < before)
+        .where(table.c.phone_number == phone_number, table.c.run_id != run_id)
+        .where(func.coalesce(table.c.error_kind, "") != BusyError.kind)
         .order_by(table.c.run_id.desc())
-        .limit(1)
-    ).first()
+        .limit(_NEWEST)
+    ).all()
+    ended = [row for row in newest if row.finished_at is not None]
+    return max(ended, key=lambda row: row.finished_at, default=None)
 
 
 def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: datetime) -> None:
@@ -256,6 +264,9 @@ def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: dateti
     `failed`.
     """
     leases.close_fence(connection, run_id)
+    # No claim of the run adds a number between the statements below.
+    run = select(sync_runs.c.id).where(sync_runs.c.id == run_id)
+    connection.execute(run.with_for_update(key_share=True))
     numbers = sync_run_numbers
     of_run = numbers.c.run_id == run_id
     cause = {"error_kind": outcome.error_kind, "error_detail": outcome.error_detail}
@@ -315,14 +326,15 @@ def _as_busy(holder: LeaseHolder, now: datetime) -> Record:
     return {"status": "failed", "finished_at": now, **error}
 
 
-def _remember_numbers(
-    connection: Connection, numbers: Sequence[PhoneNumber], now: datetime
-) -> None:
-    """Store the numbers and their labels."""
+def remember_numbers(connection: Connection, numbers: Sequence[PhoneNumber], now: datetime) -> None:
+    """Store the numbers and their labels.
+
+    In the order of keys, so that two runs that begin together do not deadlock.
+    """
     known = {row.phone_number: row for row in connection.execute(select(phone_numbers))}
     new = [
         {"phone_number": number.e164, "label": number.label, "first_seen_at": now}
-        for number in numbers
+        for number in sorted(numbers, key=lambda each: each.e164)
         if number.e164 not in known
     ]
     if new:

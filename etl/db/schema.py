@@ -21,7 +21,7 @@ from sqlalchemy import (
     null,
     select,
 )
-from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
 from etl.db.backends import backend
 from etl.db.dictionary import write_dictionary
@@ -66,7 +66,7 @@ def upgrade_needed(connection: Connection, *, allowed: bool) -> bool:
 
 
 def ensure_usable(engine: Engine) -> None:
-    """Raise SchemaError if the database cannot hold the texts, or has tables of our names."""
+    """Raise SchemaError if the database cannot hold the texts, or another program has our names."""
     with reading(engine) as connection:
         usable_revision(connection)
 
@@ -124,6 +124,7 @@ def upgrade_within(connection: Connection) -> str:
     from alembic import command
 
     config = _begin_migrating(connection)
+    backend(connection.dialect).create_schema(connection)
     if usable_revision(connection) != REVISION:
         command.upgrade(config, "head")
     write_dictionary(connection)
@@ -202,24 +203,39 @@ def _known() -> list[str]:
 
 def usable_revision(connection: Connection) -> str | None:
     """The revision. Raises SchemaError as `ensure_usable`."""
-    if reason := backend(connection.dialect).unusable(connection):
+    database = backend(connection.dialect)
+    if reason := database.unusable(connection):
         raise SchemaError(reason)
     revision = read_revision(connection)
     if revision is None:
-        catalog = inspect(connection)
-        found = {*catalog.get_table_names(), *catalog.get_view_names()}
-        taken = sorted(found & {*metadata.tables, *views.tables})
+        reason = database.occupied(connection, [*_names(connection)])
         # Another run may have created them since the revision was read; then there is one now.
-        if taken and (revision := read_revision(connection)) is None:
-            raise SchemaError(
-                "the database has tables of another program with the names that this one needs "
-                f"({', '.join(taken)}): use another database"
-            )
+        if reason and (revision := read_revision(connection)) is None:
+            raise SchemaError(reason)
     return revision
+
+
+def _names(connection: Connection) -> Iterator[str]:
+    """The names that the newest revision needs. A downgrade to `base` leaves the version table."""
+    yield from views.tables
+    for name, table in metadata.tables.items():
+        yield name
+        yield str(table.primary_key.name)
+        yield from (str(index.name) for index in table.indexes)
+    if not inspect(connection).has_table(VERSION_TABLE):
+        yield VERSION_TABLE
 
 
 def read_revision(connection: Connection) -> str | None:
     """The revision; None before the first upgrade."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    return connection.execute(select(_version.c.version_num)).scalar()
+    try:
+        return connection.execute(select(_version.c.version_num)).scalar()
+    except DBAPIError as error:
+        if "version_num" not in str(error.orig):  # Each database names the column that is missing.
+            raise
+        raise SchemaError(
+            f"the table {VERSION_TABLE} is of another program, because it has no version_num: "
+            "use another database, or with PostgreSQL another schema (database.schema)"
+        ) from error

@@ -8,24 +8,30 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, insert, or_, select, update
 
 from etl.config import Token
 from etl.db.backends import backend
 from etl.db.tables import api_pace, phone_numbers
 
+LISTED_EVERY: Final = timedelta(hours=1)
 LONGEST_USE: Final = timedelta(days=7)  # the provider may have changed the rate since
 _numbers = phone_numbers.c
 
 
 def read_rates(
-    connection: Connection, base_url: str, tokens: Collection[Token], now: datetime
+    connection: Connection,
+    base_url: str,
+    tokens: Collection[Token],
+    now: datetime,
+    *,
+    within: timedelta = LONGEST_USE,
 ) -> dict[Token, float]:
-    """Requests a second for each of the tokens that a run of the last week was throttled with."""
+    """Requests a second for each of the tokens that a run was throttled with, within a week."""
     known = {
         row.fingerprint: row.requests_per_second
         for row in connection.execute(select(api_pace))
-        if row.observed_at and now - LONGEST_USE < row.observed_at
+        if row.observed_at and now - within < row.observed_at
     }
     named = {token: _fingerprint(base_url, token) for token in tokens}
     return {token: known[name] for token, name in named.items() if name in known}
@@ -46,6 +52,25 @@ def last_listing(connection: Connection, base_url: str, token: Token) -> datetim
     """When the token was last asked which numbers it reaches."""
     mine = api_pace.c.fingerprint == _fingerprint(base_url, token)
     return connection.execute(select(api_pace.c.numbers_listed_at).where(mine)).scalar()
+
+
+def begin_listing(
+    connection: Connection, base_url: str, token: Token, now: datetime, *, until: datetime
+) -> bool:
+    """Record that this run asks now, and expects the answer `until` then; False if another does.
+
+    A listing counts for an hour. Until the answer is noted, its time is ahead of the clock.
+    """
+    mine = api_pace.c.fingerprint == _fingerprint(base_url, token)
+    found = connection.execute(select(api_pace.c.numbers_listed_at).where(mine)).first()
+    if found is None:
+        row = {"fingerprint": _fingerprint(base_url, token), "numbers_listed_at": until}
+        connection.execute(insert(api_pace), row)
+        return True
+    due = api_pace.c.numbers_listed_at
+    is_due = or_(due.is_(None), due <= now - LISTED_EVERY, due > until)
+    begun = connection.execute(update(api_pace).where(mine, is_due).values(numbers_listed_at=until))
+    return begun.rowcount > 0 or found.numbers_listed_at == until  # whose commit was not answered
 
 
 def note_listing(connection: Connection, base_url: str, token: Token, now: datetime) -> None:

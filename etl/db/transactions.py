@@ -67,6 +67,10 @@ class Transactions:
         """Call `function` in a writing transaction, in another thread."""
         return await self._run(lambda: writing(self.engine, self.run_id), function)
 
+    def release_connections(self) -> None:
+        """Close those that no transaction uses; a long pause follows."""
+        self.engine.dispose()
+
     def end(self) -> None:
         """From now on, nothing waits for a database that is away, and no transaction takes long."""
         self._is_ending = True

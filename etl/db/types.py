@@ -11,10 +11,16 @@ from etl.db.backends import backend
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant in UTC: `timestamptz` in PostgreSQL, `YYYY-MM-DD HH:MM:SS.ffffff` in SQLite."""
+    """An instant in UTC, with microseconds.
 
-    impl = DateTime(timezone=True)
+    `timestamptz` in PostgreSQL, `datetime(6)` in MySQL, `YYYY-MM-DD HH:MM:SS.ffffff` in SQLite.
+    """
+
+    impl = DateTime
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(backend(dialect).TIME_TYPE)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return value if value is None else value.astimezone(UTC)
@@ -36,10 +42,34 @@ class BigKey(TypeDecorator[int]):
         return dialect.type_descriptor(backend(dialect).KEY_TYPE)
 
 
+class ShortText(TypeDecorator[str]):
+    """A text that an index can hold: at most `length` characters where the backend needs that."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return backend(dialect).short_text(self.length)
+
+
+class LongText(TypeDecorator[str]):
+    """A text of any length, in the backend's type."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return backend(dialect).TEXT_TYPE
+
+
 class JsonText(TypeDecorator[Any]):
     """JSON in a text column, which keeps it exactly: written as text, read as values."""
 
-    impl = Text
+    impl = LongText
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002

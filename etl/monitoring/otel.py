@@ -245,6 +245,9 @@ class _MeasuredProgress:
         self._telemetry.end_number(outcome)
         self._inner.number_ended(outcome)
 
+    def waiting(self, numbers: int) -> None:
+        self._inner.waiting(numbers)
+
     def run_ended(self, record: Record) -> None:
         self._inner.run_ended(record)
 

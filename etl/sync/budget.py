@@ -36,10 +36,14 @@ class Budget:
         self._limit = limit
         self._spent = 0
 
+    @property
+    def is_spent(self) -> bool:
+        return self._limit is not None and self._spent >= self._limit
+
     def take(self, *, retries: int = 0) -> None:
         """Spend one request, and the retries of earlier ones. Raises BudgetSpentError."""
         self._spent += retries
-        if self._limit is not None and self._spent >= self._limit:
+        if self.is_spent:
             raise BudgetSpentError(
                 f"budget: the run has spent its {self._limit} requests (sync.max_requests)"
             )

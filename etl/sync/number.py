@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 
 from sqlalchemy import Connection
@@ -22,6 +22,7 @@ from etl.sync.progress import Progress
 from etl.sync.reach import UNREACHED, Reach
 from etl.sync.room import Room
 from etl.sync.seen import ChatIds
+from etl.sync.shard import Shard
 from etl.sync.walk import Verdict, read_range, walk
 from etl.sync.writer import Writer
 
@@ -32,7 +33,9 @@ class RunOptions:
 
     A `sync` walks each list and removes what is gone. A `backfill` removes nothing and may read a
     page range: from `first_page` (default: 1, or where an interrupted backfill stopped) to
-    `last_page`.
+    `last_page`. With a `shard` only the numbers of that part are synced. With `since`, the run
+    shares the numbers with all others of that kind, and leaves those out that were finished since
+    so long before it began.
     """
 
     numbers: tuple[PhoneNumber, ...]
@@ -43,6 +46,8 @@ class RunOptions:
     require_complete: bool = False
     first_page: int | None = None
     last_page: int | None = None
+    shard: Shard | None = None
+    since: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,7 @@ class NumberSync:
         """Fill `ids` with the chats known before; return the walk that this one can prove."""
         for missing, chat_ids in known_chats(connection, self._phone_number):
             ids.add_known(chat_ids, missing=missing)
-        return run_log.last_walk(connection, self._phone_number, before=self._context.run_id)
+        return run_log.last_walk(connection, self._phone_number, run_id=self._context.run_id)
 
     async def _read_all(self, ids: ChatIds, last_walk: LastWalk | None) -> NumberOutcome:
         verdict = await self._walk(ids)
@@ -225,7 +230,7 @@ class NumberSync:
         """The first page: as asked, else where an interrupted backfill stopped."""
         run_id = self._context.run_id
         first_page = self._options.first_page or run_log.resume_page(
-            connection, self._phone_number, before=run_id, margin=self._width + 3
+            connection, self._phone_number, run_id=run_id, margin=self._width + 3
         )
         run_log.note_first_page(connection, run_id, self._phone_number, first_page)
         return first_page

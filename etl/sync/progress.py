@@ -33,6 +33,9 @@ class Progress(AbstractContextManager["Progress"], Protocol):
     def number_ended(self, outcome: NumberOutcome) -> None:
         """A number has ended, successfully or not, and that is in the run log."""
 
+    def waiting(self, numbers: int) -> None:
+        """The run waits for other runs that hold so many numbers."""
+
     def run_ended(self, record: Record) -> None:
         """The run is closed, however it ended; `record` has its numbers under `numbers`."""
 
@@ -79,6 +82,9 @@ class LogProgress(Progress):
             error_kind=outcome.error_kind,
             error_detail=outcome.error_detail,
         )
+
+    def waiting(self, numbers: int) -> None:
+        log.info("waiting", numbers=numbers, reason="other runs hold them")
 
     def run_ended(self, record: Record) -> None:
         counts = {name: record[name] for name in _SUMMARY if record[name]}

@@ -3,6 +3,7 @@
 The API answers a mistyped number with an empty list, as if it had no chats. So each token is asked
 which numbers it reaches, once an hour, and only after it has read a list: a token that is refused
 need not be asked. `phone_numbers.unreached_since` keeps the answer for the other runs of the hour.
+Of runs at the same time, one asks and the others wait for its answer.
 """
 
 import asyncio
@@ -18,13 +19,22 @@ from sqlalchemy import Connection
 
 from etl.api.client import LinqClient, RequestContext
 from etl.config import Api, Token
-from etl.db.tokens import last_listing, note_listing, note_unreached, unreached_numbers
+from etl.db.tokens import (
+    LISTED_EVERY,
+    begin_listing,
+    last_listing,
+    note_listing,
+    note_unreached,
+    unreached_numbers,
+)
 from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.phone import e164_or_none
 from etl.sync.budget import Budget, BudgetSpentError
 
-EVERY: Final = timedelta(hours=1)
+EVERY: Final = LISTED_EVERY
+WAIT: Final = 0.2  # seconds between two looks for the answer that another run waits for
+SPARE: Final = timedelta(seconds=5)  # beyond the request, to store the answer
 UNREACHED: Final = (
     "List Phone Numbers does not name this number for its token: correct sync.phone_numbers, or "
     "give the number a token that reaches it (token_env)"
@@ -63,10 +73,14 @@ class Reach:
 
     async def _ask(self, token: Token) -> None:
         """Ask the API, unless it was asked within the hour; it need not answer."""
-        known = await self.transactions.read(partial(self._known, token=token))
-        self._unreached[token], listed_at = known
-        if listed_at is not None and self.clock() - listed_at < EVERY:
-            return
+        while True:
+            known = await self.transactions.read(partial(self._known, token=token))
+            self._unreached[token], listed_at = known
+            if listed_at is not None and self.clock() - EVERY < listed_at <= self.clock():
+                return
+            if await self._is_mine_to_ask(token):
+                break
+            await asyncio.sleep(WAIT)
         try:
             self.budget.take()
             with suppress(ApiUnavailableError, TimeoutError):
@@ -79,6 +93,14 @@ class Reach:
             await self._note(token, ())  # A token may list chats but not numbers.
             return
         await self._note(token, self._unreached[token])
+
+    async def _is_mine_to_ask(self, token: Token) -> bool:
+        """Whether no other run has asked within the hour, or does now and may get an answer yet."""
+        now = self.clock()
+        until = now + timedelta(seconds=self.api.timeout_seconds) + SPARE
+        return await self.transactions.write(
+            lambda c: begin_listing(c, self.api.base_url, token, now, until=until)
+        )
 
     async def _note(self, token: Token, unreached: Collection[str]) -> None:
         self._unreached[token] = frozenset(unreached)

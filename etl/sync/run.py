@@ -1,10 +1,11 @@
 """The main job: claim numbers, sync them side by side, close the run, derive the exit code."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import Connection, Engine
 
@@ -14,18 +15,32 @@ from etl.config import Config, PhoneNumber, Token
 from etl.db import run_log
 from etl.db.engine import clock_of
 from etl.db.run_log import NumberOutcome, Record, RunOutcome
+from etl.db.tables import Status
 from etl.db.tokens import read_rates, write_rates
 from etl.db.transactions import Transactions
-from etl.errors import BusyError, ConfigError, DatabaseError, EtlError
+from etl.errors import (
+    BusyError,
+    ConfigError,
+    DatabaseConflictError,
+    DatabaseError,
+    EtlError,
+    LeaseLostError,
+)
 from etl.sync.budget import Budget
+from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
+from etl.sync.rates import share_rates
 from etl.sync.reach import Reach
 from etl.sync.room import Room
+from etl.sync.shard import Shard
 from etl.sync.summary import cause, grouped_errors
 from etl.sync.writer import Writer
 
+Take = Callable[[], Awaitable[PhoneNumber | None]]  # the next number to sync; None if there is none
+
+MAX_JOINS = 4  # of one process, which was taken for dead each time
 MAX_REACHED = 10_000  # phone numbers beside the configured ones
 
 
@@ -46,21 +61,55 @@ async def sync(
     Returns when every number has ended; a number's failure is in the result. Raises what ends the
     whole run: DatabaseError, LeaseLostError, or an API error while the numbers are listed. In every
     case, cancellation included, the transaction in progress ends and the run is closed first.
+
+    A run that shares its numbers and was taken for dead joins the others again, as a new run.
     """
+    attempt = partial(_sync, config, engine, client, options=options, progress=progress)
+    if options.since is None:
+        return await attempt()
+    transactions = Transactions(engine, patience=config.database.patience)
+    begun = (await transactions.read(clock_of))()
+    for _ in range(MAX_JOINS):
+        try:
+            return await attempt(begun=begun)
+        except LeaseLostError as error:
+            log.warning("joining_again", reason=str(error))
+            client.usage.clear()
+    raise DatabaseConflictError(
+        f"This process was taken for dead {MAX_JOINS} times; set sync.lease_seconds higher than it "
+        "can stall."
+    )
+
+
+async def _sync(  # noqa: PLR0913  # those of `sync`
+    config: Config,
+    engine: Engine,
+    client: LinqClient,
+    *,
+    options: RunOptions,
+    progress: Progress,
+    begun: datetime | None = None,
+) -> RunResult:
     transactions = Transactions(engine, patience=config.database.patience)
     clock = await transactions.read(clock_of)
     lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    writer = Writer(transactions, run_id, clock, client.usage, progress.number_ended)
+    writer = Writer(transactions, run_id, clock, client.usage, lambda each: run.closed(each))  # noqa: PLW0108  # made later
     budget = Budget(config.sync.max_requests)
-    tokens = {number.e164: number.token or config.token for number in options.numbers}
+    configured = (*config.sync.phone_numbers, *options.numbers)
+    tokens = {number.e164: number.token or config.token for number in configured}
     reach = Reach(client, transactions, budget, config.api, tokens, clock)
     context = RunContext(
         config, transactions, client, writer, budget, reach, progress, run_id, clock, Room()
     )
-    run = _Run(context, options, lease_keeper)
+    shared = (
+        SharedList(context, lease_keeper, begun - options.since, begun)
+        if begun and options.since is not None
+        else None
+    )
+    run = _Run(context, options, lease_keeper, shared)
     try:
         await run.run()
     except asyncio.CancelledError:
@@ -86,8 +135,15 @@ def _start(connection: Connection, config: Config, options: RunOptions, now: dat
 class _Run:
     """A run in progress: the outcomes and errors of its numbers so far."""
 
-    def __init__(self, context: RunContext, options: RunOptions, lease_keeper: LeaseKeeper) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        options: RunOptions,
+        lease_keeper: LeaseKeeper,
+        shared: SharedList | None,
+    ) -> None:
         self._context = context
+        self._shared = shared
         self._lease_keeper = lease_keeper
         self._options = options
         self._outcomes: list[NumberOutcome] = []
@@ -102,21 +158,54 @@ class _Run:
         numbers = [*self._options.numbers]
         if self._options.all_reached:
             numbers += await self._reached_numbers()
-        context = self._context
-        now = context.clock()
+        if self._options.shard:
+            numbers = await self._of_shard(self._options.shard, numbers)
+        self._labels = {number.e164: number.label for number in numbers}
+        try:
+            await self._set_rates(numbers)
+            if self._shared:
+                await self._shared.begin(numbers)
+                self._context.progress.run_started(self._context.run_id, numbers)
+                await self._sync_all(self._shared.take)
+            else:
+                await self._sync_all(await self._claim(numbers))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
+        """The numbers of the shard; the others are stored too.
+
+        One run asks for all of them which its token reaches.
+        """
+        context, now = self._context, self._context.clock()
+        await context.transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
+        found = [number for number in numbers if shard.has(number.e164)]
+        if not found:
+            why = f"no number of the list is in shard {shard}"
+            log.info("nothing_to_do", numbers=len(numbers), reason=why)
+        return found
+
+    async def _claim(self, numbers: Sequence[PhoneNumber]) -> Take:
+        """Claim all numbers at once; those that are busy end here."""
+        context, now = self._context, self._context.clock()
         claim = await context.transactions.write(
             lambda c: run_log.claim(c, context.run_id, numbers, now)
         )
-        self._labels = {number.e164: number.label for number in numbers}
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
             context.progress.number_ended(self._fail(phone_number, BusyError(str(holder))))
-        try:
-            held = [number for number in numbers if number.e164 in claim.held]
-            await self._set_rates(held)
-            await self._sync_all(held)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        held = iter([number for number in numbers if number.e164 in claim.held])
+
+        async def take() -> PhoneNumber | None:
+            return next(held, None)
+
+        return take
+
+    def closed(self, outcome: NumberOutcome) -> None:
+        """Tell that a number has ended, and that is in the run log."""
+        self._context.progress.number_ended(outcome)
+        if self._shared:
+            self._shared.closed(outcome)
 
     def outcome(self) -> RunOutcome:
         """The run's status: that of its numbers if they agree, else partial."""
@@ -125,16 +214,31 @@ class _Run:
         kinds = {outcome.error_kind for outcome in failed}
         details = [outcome.error_detail for outcome in failed if outcome.error_detail]
         return RunOutcome(
-            statuses.pop() if len(statuses) == 1 and not self._left_out else "partial",
+            statuses.pop() if len(statuses) == 1 and not self._left_out else self._mixed,
             kinds.pop() if len(kinds) == 1 else None,
             details[0] if len(set(map(cause, details))) == 1 else None,
             self._context.client.usage[None],
         )
 
+    @property
+    def _mixed(self) -> Status:
+        """The status of a run whose numbers do not agree on one."""
+        is_part = self._shared or self._options.shard
+        return "succeeded" if is_part and not self._outcomes and not self._left_out else "partial"
+
     def exit_code(self) -> int:
         """0 if all numbers succeeded; their common exit code if all failed alike; else 3."""
-        statuses = {outcome.status for outcome in self._outcomes}
-        if statuses == {"succeeded"} and not self._left_out:
+        left = self._shared.left() if self._shared else {}
+        if self._shared and left:
+            codes = {exit_code_of(failure.kind) for failure in left.values()}
+            alike = len(left) == self._shared.size and len(codes) == 1
+            return min(codes) if alike else 3
+        # What failed in a shared list has succeeded in another run since.
+        statuses = {each.status for each in self._outcomes} - (
+            {"failed"} if self._shared else {*()}
+        )
+        is_empty = not statuses and (self._shared or self._options.shard)
+        if (statuses == {"succeeded"} or is_empty) and not self._left_out:
             unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
             return 3 if unproved and self._options.require_complete else 0
         alike = statuses == {"failed"} and len(self._exit_codes) == 1
@@ -142,11 +246,14 @@ class _Run:
 
     def errors(self) -> list[str]:
         """A sentence per cause, after the numbers that it stopped."""
-        failed = [
-            {"phone_number": each.phone_number, "error_detail": each.error_detail}
-            for each in self._outcomes
-        ]
-        errors = grouped_errors(failed, len(self._outcomes), self._labels)
+        if self._shared:
+            failures = {n: each.detail for n, each in self._shared.left().items()}
+            total = self._shared.size
+        else:
+            failures = {each.phone_number: each.error_detail for each in self._outcomes}
+            total = len(self._outcomes)
+        failed = [{"phone_number": n, "error_detail": why} for n, why in failures.items()]
+        errors = grouped_errors(failed, total, self._labels)
         if self._left_out:
             errors.append(
                 f"The API lists over {MAX_REACHED} phone numbers: {self._left_out} of them were "
@@ -192,24 +299,26 @@ class _Run:
         for token, rate in rates.items():
             context.client.set_rate(token, rate)
 
-    async def _sync_all(self, numbers: Sequence[PhoneNumber]) -> None:
+    async def _sync_all(self, take: Take) -> None:
+        context = self._context
         async with asyncio.TaskGroup() as background:
             helpers = [
-                background.create_task(self._context.writer.run()),
-                background.create_task(self._lease_keeper.run(self._context.run_id)),
+                background.create_task(context.writer.run()),
+                background.create_task(self._lease_keeper.run(context.run_id)),
             ]
+            if self._shared or self._options.shard:
+                helpers.append(background.create_task(share_rates(context)))
             # More numbers than requests in flight, because numbers also wait for the database.
-            remaining = iter(numbers)
             async with asyncio.TaskGroup() as syncs:
-                for _ in range(3 * self._context.config.api.max_concurrency - 2):
-                    syncs.create_task(self._sync_each(remaining))
-            await self._context.writer.drain()
+                for _ in range(3 * context.config.api.max_concurrency - 2):
+                    syncs.create_task(self._sync_each(take))
+            await context.writer.drain()
             for helper in helpers:
                 helper.cancel()
 
-    async def _sync_each(self, numbers: Iterator[PhoneNumber]) -> None:
+    async def _sync_each(self, take: Take) -> None:
         """Sync one number after another; the failure of one does not stop the others."""
-        for number in numbers:
+        while number := await take():
             outcome = await self._sync_number(number)
             await self._context.writer.put(outcome)
 

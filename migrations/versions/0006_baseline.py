@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0006_baseline"
@@ -12,10 +13,14 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-TEXT, INTEGER, BIG = sa.Text(), sa.Integer(), sa.BigInteger()
+INTEGER, BIG = sa.Integer(), sa.BigInteger()
+# MySQL keeps 64 KiB in TEXT, and needs to know how long a text in an index can be.
+TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql")
+NUMBER = STATUS = sa.Text().with_variant(sa.VARCHAR(32), "mysql")
+PARTICIPANT = sa.Text().with_variant(sa.VARCHAR(255), "mysql")
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-TIME = sa.DateTime(timezone=True)
-JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
+JSON = sa.JSON().with_variant(JSONB(), "postgresql").with_variant(mysql.LONGTEXT(), "mysql")
 
 CHANGED_AT = "When this row last changed: the time of the API response that showed the change."
 EXTRA = "JSON object of the API fields that this version of linq-etl does not know."
@@ -40,12 +45,12 @@ MESSAGES_PER_DAY = """
 CREATE VIEW messages_per_day AS
 WITH counted AS (
     SELECT chat_id, observed_at, message_count,
-        lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS before,
+        lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS earlier,
         row_number() OVER (PARTITION BY chat_id ORDER BY observed_at) AS position
     FROM chat_message_counts
 ), gains AS (
     SELECT c.chat_id, c.observed_at,
-        CASE WHEN c.position > 1 THEN c.message_count - c.before ELSE c.message_count END AS gain
+        CASE WHEN c.position > 1 THEN c.message_count - c.earlier ELSE c.message_count END AS gain
     FROM counted c
     WHERE c.position > 1 OR EXISTS (
         SELECT 1 FROM chat_events e WHERE e.chat_id = c.chat_id AND e.kind = 'created'
@@ -121,7 +126,7 @@ def create_chats() -> None:
         "One row per participant of a chat. Rows are never deleted.",
         column("chat_id", BIG, "The chat."),
         column("id", BIG, "The API's handle id."),
-        column("phone_number", TEXT, "The participant's phone number or e-mail address, exactly as the API sent it."),
+        column("phone_number", PARTICIPANT, "The participant's phone number or e-mail address, exactly as the API sent it."),
         column("service", TEXT, "The participant's messaging service."),
         column("joined_at", TIME, "When the participant joined. Null if not known."),
         column("extra", JSON, EXTRA),
@@ -139,7 +144,7 @@ def create_numbers() -> None:
     create(
         "phone_numbers",
         "One row per phone number that was ever configured.",
-        column("phone_number", TEXT, "E.164 with plus, e.g. +13343284472."),
+        column("phone_number", NUMBER, "E.164 with plus, e.g. +13343284472."),
         column("label", TEXT, "The number's label from the configuration."),
         column("first_seen_at", TIME, "When it was first synced.", nullable=False),
         column("first_loaded_at", TIME, "When its list was first read to the end. Null until then. Chats found by a number's first full read get no `created` event."),
@@ -148,7 +153,7 @@ def create_numbers() -> None:
     create(
         "chat_phone_numbers",
         "Which configured number lists which chat. A chat can be in several lists.",
-        column("phone_number", TEXT, "The configured number."),
+        column("phone_number", NUMBER, "The configured number."),
         column("chat_id", BIG, "A chat in this number's list."),
         column("first_seen_at", TIME, "When the chat was first read in this list.", nullable=False),
         column("removed_at", TIME, "When the chat was found to have left this list. Null while it is listed."),
@@ -165,7 +170,7 @@ def create_run_log() -> None:
         "The run log: one row per run, written before its first request.",
         column("id", BIG_KEY, "Ascending: a later run has a higher id."),
         column("command", TEXT, "The command: sync or backfill.", nullable=False),
-        column("status", TEXT, "running, succeeded, partial, failed, interrupted (by a signal) or abandoned (its process died).", nullable=False),
+        column("status", STATUS, "running, succeeded, partial, failed, interrupted (by a signal) or abandoned (its process died).", nullable=False),
         column("started_at", TIME, "Before the first request.", nullable=False),
         column("finished_at", TIME, "Null while the run is in progress."),
         column("version", TEXT, "Version of linq-etl.", nullable=False),
@@ -184,10 +189,10 @@ def create_run_log() -> None:
         "sync_run_numbers",
         "The run log per phone number, and how completely its list was read.",
         column("run_id", BIG_KEY, "The run."),
-        column("phone_number", TEXT, "The configured number."),
-        column("status", TEXT, "As in sync_runs, for this number.", nullable=False),
+        column("phone_number", NUMBER, "The configured number."),
+        column("status", STATUS, "As in sync_runs, for this number.", nullable=False),
         column("finished_at", TIME, "Null while the number is being synced."),
-        column("completeness", TEXT, "proved: exactly the list as it was when the walk ended. consistent: complete, unless chats came and went in pairs between the same two requests. unproved: neither; see reason. Null if the list was not read, or if the budget ended the reading."),
+        column("completeness", STATUS, "proved: exactly the list as it was when the walk ended. consistent: complete, unless chats came and went in pairs between the same two requests. unproved: neither; see reason. Null if the list was not read, or if the budget ended the reading."),
         column("reason", TEXT, "Why the list is unproved or was not read to its end, or why removals were withheld. Begins with budget if the requests ran out."),
         column("first_page", BIG, "The first page of a backfill. Null for a sync."),
         column("passes", INTEGER, "Passes over the list.", nullable=False, server_default="0"),
@@ -210,7 +215,7 @@ def create_leases_and_rejected_records() -> None:
     create(
         "number_leases",
         "Internal: which run holds which number.",
-        column("phone_number", TEXT, "The configured number."),
+        column("phone_number", NUMBER, "The configured number."),
         column("run_id", BIG_KEY, "The only run that may write this number, as long as that run is alive.", nullable=False),
         key=["phone_number"],
         references={"run_id": "sync_runs.id", "phone_number": "phone_numbers.phone_number"},
@@ -220,7 +225,7 @@ def create_leases_and_rejected_records() -> None:
         "Records from the API that could not be stored, at most 10,000 per run.",
         column("id", BIG_KEY, "Ascending in the order of storing."),
         column("run_id", BIG_KEY, "Its run.", nullable=False),
-        column("phone_number", TEXT, "The configured number whose list held the record."),
+        column("phone_number", NUMBER, "The configured number whose list held the record."),
         column("page", BIG, "Its page of the list. Null if it was requested by its id."),
         column("reason", TEXT, "What is wrong with the record, and where.", nullable=False),
         column("payload", TEXT, "The record as the API sent it, as JSON."),

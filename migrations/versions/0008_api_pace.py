@@ -2,11 +2,14 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0008_api_pace"
 down_revision = "0007_run_fences"
 branch_labels = None
 depends_on = None
+
+TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
 
 
 def upgrade() -> None:
@@ -14,7 +17,7 @@ def upgrade() -> None:
         "api_pace",
         sa.Column(
             "fingerprint",
-            sa.Text(),
+            sa.Text().with_variant(sa.VARCHAR(32), "mysql"),
             nullable=False,
             comment="Hash of api.base_url and the token, from which the token cannot be derived.",
         ),
@@ -25,12 +28,12 @@ def upgrade() -> None:
         ),
         sa.Column(
             "observed_at",
-            sa.DateTime(timezone=True),
+            TIME,
             comment="The end of the last run that observed the rate.",
         ),
         sa.Column(
             "numbers_listed_at",
-            sa.DateTime(timezone=True),
+            TIME,
             comment="When the API was last asked which numbers the token reaches.",
         ),
         sa.PrimaryKeyConstraint("fingerprint", name="pk_api_pace"),
@@ -41,7 +44,7 @@ def upgrade() -> None:
         "phone_numbers",
         sa.Column(
             "unreached_since",
-            sa.DateTime(timezone=True),
+            TIME,
             comment="Since when List Phone Numbers does not name this number for its token. Null if it does, or if that is not known.",
         ),
     )

@@ -2,15 +2,24 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0009_gains"
 down_revision = "0008_api_pace"
 branch_labels = None
 depends_on = None
 
-TIME = sa.DateTime(timezone=True)
-UTC_DATE = {"sqlite": "date({})", "postgresql": "({} AT TIME ZONE 'UTC')::date"}
-DAYS = {"sqlite": "CAST(julianday({}) - julianday({}) AS INTEGER)", "postgresql": "{} - {}"}
+TIME = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql")
+UTC_DATE = {
+    "mysql": "date({})",
+    "postgresql": "({} AT TIME ZONE 'UTC')::date",
+    "sqlite": "date({})",
+}
+DAYS = {
+    "mysql": "datediff({}, {})",
+    "postgresql": "{} - {}",
+    "sqlite": "CAST(julianday({}) - julianday({}) AS INTEGER)",
+}
 
 # Before this revision, gains were made since the count before: when else the chat was read is not
 # known. A chat's first count is a gain if the chat has a `created` event.
@@ -24,15 +33,15 @@ SELECT chat_id, observed_at, message_count, run_id, gained,
     CASE WHEN gained IS NOT NULL THEN {days} + 1 END
 FROM (
     SELECT chat_id, observed_at, message_count, run_id, since,
-        CASE WHEN position > 1 AND message_count < before THEN 0
-            WHEN position > 1 THEN message_count - before
+        CASE WHEN position > 1 AND message_count < earlier THEN 0
+            WHEN position > 1 THEN message_count - earlier
             WHEN EXISTS (
                 SELECT 1 FROM chat_events e
                 WHERE e.chat_id = counted.chat_id AND e.kind = 'created'
             ) THEN message_count END AS gained
     FROM (
         SELECT chat_id, observed_at, message_count, run_id,
-            lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS before,
+            lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS earlier,
             lag(observed_at) OVER (PARTITION BY chat_id ORDER BY observed_at) AS since,
             row_number() OVER (PARTITION BY chat_id ORDER BY observed_at) AS position
         FROM earlier_counts
@@ -78,12 +87,12 @@ VIEW_BEFORE = """
 CREATE VIEW messages_per_day AS
 WITH counted AS (
     SELECT chat_id, observed_at, message_count,
-        lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS before,
+        lag(message_count) OVER (PARTITION BY chat_id ORDER BY observed_at) AS earlier,
         row_number() OVER (PARTITION BY chat_id ORDER BY observed_at) AS position
     FROM chat_message_counts
 ), gains AS (
     SELECT c.chat_id, c.observed_at,
-        CASE WHEN c.position > 1 THEN c.message_count - c.before ELSE c.message_count END AS gain
+        CASE WHEN c.position > 1 THEN c.message_count - c.earlier ELSE c.message_count END AS gain
     FROM counted c
     WHERE c.position > 1 OR EXISTS (
         SELECT 1 FROM chat_events e WHERE e.chat_id = c.chat_id AND e.kind = 'created'

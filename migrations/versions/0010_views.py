@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 revision = "0010_views"
 down_revision = "0009_gains"
@@ -10,9 +11,13 @@ depends_on = None
 
 # As text in SQLite, in the form in which the times are stored.
 DAYS_AGO = {
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-{} days')",
+    "mysql": "utc_timestamp() - INTERVAL {} DAY",
     "postgresql": "now() - interval '{}' day",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-{} days')",
 }
+# MySQL keeps 64 KiB in TEXT, and needs to know how long a text in an index can be.
+TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql")
+NAME = sa.Text().with_variant(sa.VARCHAR(64), "mysql")
 
 # An index probe for each number and completeness: one max() over them all reads the whole run log.
 PROBE = """(
@@ -206,15 +211,15 @@ def upgrade() -> None:
     op.execute(SERVICE_MIX)
     op.create_table(
         "data_dictionary",
-        sa.Column("table_name", sa.Text(), nullable=False, comment="A table or view."),
+        sa.Column("table_name", NAME, nullable=False, comment="A table or view."),
         sa.Column(
             "column_name",
-            sa.Text(),
+            NAME,
             nullable=False,
             comment="Its column. Empty in the row about the table itself.",
         ),
-        sa.Column("type", sa.Text(), comment="The column's type; table or view for the table."),
-        sa.Column("comment", sa.Text(), nullable=False, comment="What it means."),
+        sa.Column("type", TEXT, comment="The column's type; table or view for the table."),
+        sa.Column("comment", TEXT, nullable=False, comment="What it means."),
         sa.PrimaryKeyConstraint("table_name", "column_name", name="pk_data_dictionary"),
         comment="Every table, view and column of linq-etl, and what it means.",
     )

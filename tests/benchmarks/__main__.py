@@ -14,7 +14,7 @@ import click
 from tests.benchmarks import report, server
 from tests.benchmarks.measure import ProcessFailedError
 from tests.benchmarks.scenarios import PACE_LIMITS, SCENARIOS, Lab, Sample, dlt_is_installed
-from tests.support import postgres
+from tests.support import mysql, postgres
 
 # These take minutes. One run is enough: dlt and the large list are far from their targets, and a
 # rate limit leaves little to chance.
@@ -51,8 +51,9 @@ def main(
     Without --only, all but million and pace are measured. pace takes 19 minutes, 13 of them for its
     limit 60s, whatever --chats, --runs and --quick say.
 
-    PostgreSQL is the server at $LINQ_ETL_TEST_POSTGRES_URL, or one started from installed
-    binaries; without either only SQLite is measured. Leave the machine idle meanwhile.
+    PostgreSQL and MariaDB are the servers at $LINQ_ETL_TEST_POSTGRES_URL and
+    $LINQ_ETL_TEST_MYSQL_URL, or are started from installed binaries; without either it is left out.
+    Leave the machine idle meanwhile.
     """
     if quick:
         runs, chats, numbers = 1, 10_000, 100
@@ -65,7 +66,7 @@ def main(
     with ExitStack() as stack:
         lab = Lab(
             stack.enter_context(server.running()),
-            _postgres(stack),
+            _servers(stack),
             chats - chats % 100,
             numbers,
             limits,
@@ -78,12 +79,20 @@ def main(
         raise click.ClickException("\n".join(failures))
 
 
-def _postgres(stack: ExitStack) -> str | None:
+def _servers(stack: ExitStack) -> dict[str, str]:
+    """The URLs of the servers to measure, by the kind of database."""
+    found = {}
     try:
-        return stack.enter_context(postgres.server(os.environ.get(postgres.URL_VARIABLE)))
+        url = os.environ.get(postgres.URL_VARIABLE)
+        found["postgresql"] = stack.enter_context(postgres.server(url))
     except postgres.NoPostgresError as reason:
         print(f"PostgreSQL is skipped: {reason}", file=sys.stderr)
-        return None
+    try:
+        url = os.environ.get(mysql.URL_VARIABLE)
+        found["mysql"] = stack.enter_context(mysql.server(url))
+    except mysql.NoMySqlError as reason:
+        print(f"MariaDB is skipped: {reason}", file=sys.stderr)
+    return found
 
 
 def _samples(lab: Lab, names: Sequence[str], runs: int, failures: list[str]) -> Iterator[Sample]:

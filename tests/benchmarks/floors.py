@@ -16,6 +16,7 @@ import msgspec
 import psycopg
 
 from tests.benchmarks.server import phone_number
+from tests.support import mysql
 
 # The columns of the program's tables that come from the API, their keys and the foreign key.
 _TABLES = (
@@ -91,6 +92,17 @@ def write_postgres(url: str, chats: list[tuple[Any, ...]], handles: list[tuple[A
                     copy.write_row(row)
 
 
+def write_mysql(url: str, chats: list[tuple[Any, ...]], handles: list[tuple[Any, ...]]) -> None:
+    with closing(mysql.connect(url)) as connection, connection.cursor() as cursor:
+        for table in _TABLES:
+            text = table.format(time="DATETIME(6)", options="").replace("TEXT", "VARCHAR(255)")
+            cursor.execute(text.replace("REFERENCES chats", "REFERENCES chats (id)"))
+        connection.begin()
+        cursor.executemany("INSERT INTO chats VALUES (%s, %s, %s, %s, %s)", chats)
+        cursor.executemany("INSERT INTO chat_handles VALUES (%s, %s, %s, %s, %s)", handles)
+        connection.commit()
+
+
 def main(url: str, pages: int, database_url: str) -> float:
     """Return the seconds for fetching or, with a database, for writing what was fetched."""
     began = time.perf_counter()
@@ -101,6 +113,8 @@ def main(url: str, pages: int, database_url: str) -> float:
     began = time.perf_counter()
     if database_url.startswith("sqlite"):
         write_sqlite(database_url.removeprefix("sqlite:///"), *rows)
+    elif database_url.startswith("mysql"):
+        write_mysql(database_url, *rows)
     else:
         write_postgres(database_url, *rows)
     return time.perf_counter() - began

@@ -4,7 +4,7 @@ import os
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from msgspec import structs
 from tests.benchmarks import measure
 from tests.benchmarks.limiter import Limit
 from tests.benchmarks.server import HANDLES_PER_PAGE, PER_PAGE, ROOT, Api, Settings, phone_number
-from tests.support import postgres
+from tests.support import mysql, postgres
 
 LATENCY: Final = 0.1
 CONCURRENCY: Final = 16
@@ -56,17 +56,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """The server and the sizes to measure with; `postgres_url` is None without PostgreSQL."""
+    """The API, the database servers by their kind, and the sizes to measure with."""
 
     api: Api
-    postgres_url: str | None
+    servers: Mapping[str, str]
     chats: int
     numbers: int
     limits: Sequence[str] = ()  # of PACE_LIMITS
 
     def databases(self) -> Iterator["Database"]:
         """A new database of each kind, with a folder beside it; both are deleted afterwards."""
-        for kind in ("sqlite", "postgresql") if self.postgres_url else ("sqlite",):
+        for kind in ("sqlite", *self.servers):
             with self.database(kind) as database:
                 yield database
 
@@ -77,8 +77,8 @@ class Lab:
             if kind == "sqlite":
                 yield Database(self.api, Path(folder), f"sqlite:///{folder}/bench.db")
                 return
-            assert self.postgres_url
-            with postgres.database(self.postgres_url) as url:
+            module = postgres if kind == "postgresql" else mysql
+            with module.database(self.servers[kind]) as url:
                 yield Database(self.api, Path(folder), url)
 
 
@@ -119,6 +119,8 @@ class Database:
         if self.kind == "postgresql":
             transaction = measure.next_transaction(self.url)
             return lambda: measure.versions_since(self.url, transaction)
+        if self.kind == "mysql":
+            return lambda: None
         file = self.folder / "bench.db"
         before = measure.data_pages(file)
         if before is None:
@@ -231,7 +233,7 @@ def dlt(lab: Lab) -> Iterator[Sample]:
     for database in lab.databases() if dlt_is_installed() else ():
         folder = str(database.folder)
         command = [*_python("dlt_load"), lab.api.url, database.url, folder]
-        for name in ("first", "again"):
+        for name in ("first", "again") if database.kind != "mysql" else ():
             yield database.run(
                 f"dlt {database.kind} {name}",
                 command,

@@ -9,9 +9,11 @@ from sqlalchemy import make_url
 from etl.sandbox import Sandbox, World, build_world
 from tests.support import postgres
 from tests.support.builders import A, B
-from tests.support.command import Ended, environment, execute, held, select, snapshot, stored
+from tests.support.command import Ended, call, environment, execute, held, select, snapshot, stored
 
 Run = Callable[..., Ended]
+SCHEMA_VARIABLE = "LINQ_ETL_DATABASE__SCHEMA"
+ODD_SCHEMA = 'Ada\'s "chats" %s \\ :x'
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,28 @@ def role_database(postgres_server: str) -> Iterator[RoleDatabase]:
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
         )
         yield database
+
+
+def follow_grants(database: RoleDatabase, *command: str, env: dict[str, str]) -> list[str]:
+    """Run the command and the statements that it prints, until it ends with 0; return those."""
+    granted: list[str] = []
+    while (done := call(*command, env=env)).code:
+        assert done.code == 6, done
+        statements = done.stderr.rpartition("Run: ")[2].rpartition(";")[0].split("; ")
+        assert not set(statements) & set(granted), done
+        for statement in statements:
+            execute(database.owner_url, statement)
+        granted += statements
+    return granted
+
+
+def in_schema(name: str, run: Run = call) -> Run:
+    """Runs commands with that schema configured."""
+
+    def run_there(*command: str, env: dict[str, str]) -> Ended:
+        return run(*command, env={**env, SCHEMA_VARIABLE: name})
+
+    return run_there
 
 
 def run_main_job(run: Run, database_url: str, owner_url: str) -> None:

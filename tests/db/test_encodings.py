@@ -1,12 +1,12 @@
-"""PostgreSQL databases that cannot hold every text: refused before the first table."""
+"""Databases whose own encoding does not have every text: refused, or it does not matter."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from etl.sandbox import Sandbox, build_world
-from tests.support import postgres
-from tests.support.builders import A
+from tests.support import mysql, postgres
+from tests.support.builders import A, B
 from tests.support.command import CLOSED_PORT, call, environment, execute, held, select, stored
 
 
@@ -48,3 +48,14 @@ def test_the_statement_in_the_message_makes_a_usable_database(
             assert stored(usable) == held(world, [A])
         finally:
             execute(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("collation", ["latin1_swedish_ci", "utf8mb4_general_ci"])
+def test_the_default_of_a_mysql_database_does_not_matter(mysql_server: str, collation: str) -> None:
+    """The tables and the statements name their own: each text is stored as it is."""
+    world = build_world(chats_per_number=60)
+    with mysql.database(mysql_server, collation=collation) as url, Sandbox(world) as sandbox:
+        for _ in range(2):
+            assert call("sync", env=environment(sandbox, url)).code == 0
+            assert stored(url) == held(world, [A, B])
+            world.rename(world.listing(A)[0], "Ngọc 🌻")

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import psycopg
+import pymysql
 import pytest
 from sqlalchemy import Connection, Engine, Table, event, func, insert, select
 
@@ -193,13 +194,13 @@ def test_what_is_still_read_stays(
         log_run(engine, run_id, {A: entry})
     before = rows(sync_run_numbers)
     with reading(engine) as connection:
-        walk = run_log.last_walk(connection, A, before=9)
+        walk = run_log.last_walk(connection, A, run_id=9)
         status = connection.execute(select(number_status)).all()
     assert counts_of(prune(engine)) == (len(entries) - len(kept),) * 2 + (0, len(kept))
     assert runs_in(rows) == kept
     assert rows(sync_run_numbers) == [row for row in before if row["run_id"] in kept]
     with reading(engine) as connection:
-        assert run_log.last_walk(connection, A, before=9) == walk
+        assert run_log.last_walk(connection, A, run_id=9) == walk
         assert connection.execute(select(number_status)).all() == status
 
 
@@ -331,6 +332,7 @@ def test_it_may_be_broken_off_anywhere(
 ) -> None:
     """Each run that is left is whole, and the next one deletes the rest."""
     full = {
+        "mysql": pymysql.err.OperationalError(1021, "Disk full"),
         "sqlite": sqlite3.OperationalError("disk full"),
         "postgresql": psycopg.errors.DiskFull("disk full"),
     }[engine.dialect.name]

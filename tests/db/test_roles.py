@@ -10,11 +10,12 @@ from sqlalchemy import URL, true
 
 from etl.db import schema
 from etl.db.backends import postgresql_errors
+from etl.db.backends.postgresql import create_engine
 from etl.db.backends.postgresql_errors import explain, outage
 from etl.db.engine import open_engine, reading
 from etl.errors import DatabaseError
 from etl.sandbox import Sandbox, build_world
-from tests.db.conftest import RoleDatabase, run_main_job
+from tests.db.conftest import RoleDatabase, follow_grants, run_main_job
 from tests.support.builders import A
 from tests.support.command import CLOSED_PORT, call, environment, execute, held, stored
 
@@ -55,19 +56,6 @@ def test_the_settings_of_a_role_do_not_matter(role_database: RoleDatabase) -> No
     engine.dispose()
     assert settings == ["ISO, MDY", "UTC", "UTF8", "linq-etl"]
     run_main_job(call, role_database.role_url, role_database.owner_url)
-
-
-def follow_grants(database: RoleDatabase, *command: str, env: dict[str, str]) -> list[str]:
-    """Run the command and the statements that it prints, until it ends with 0; return those."""
-    granted: list[str] = []
-    while (done := call(*command, env=env)).code:
-        assert done.code == 6, done
-        statements = done.stderr.rpartition("Run: ")[2].rpartition(";")[0].split("; ")
-        assert not set(statements) & set(granted), done
-        for statement in statements:
-            execute(database.owner_url, statement)
-        granted += statements
-    return granted
 
 
 def test_a_role_that_may_not_create_tables_is_told_the_grant(role_database: RoleDatabase) -> None:
@@ -127,8 +115,8 @@ def test_only_the_owner_changes_the_schema(role_database: RoleDatabase) -> None:
 def test_a_role_is_quoted_only_if_sql_needs_it(name: str, printed: str) -> None:
     """The statement can be copied."""
     error = psycopg.errors.InsufficientPrivilege("permission denied for schema public")
-    url = URL.create("postgresql", username=name)
-    assert explain(error, url) == (
+    engine = create_engine(URL.create("postgresql", username=name))
+    assert explain(error, engine) == (
         f"Role {printed} may not create tables. Run: GRANT CREATE ON SCHEMA public TO {printed};"
     )
 
@@ -136,12 +124,12 @@ def test_a_role_is_quoted_only_if_sql_needs_it(name: str, printed: str) -> None:
 def test_a_url_without_a_user_has_the_user_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the environment, else the account of the operating system."""
     error = psycopg.errors.InsufficientPrivilege("permission denied for table chats")
-    url = URL.create("postgresql")
+    engine = create_engine(URL.create("postgresql"))
     account = pwd.getpwuid(os.geteuid()).pw_name
-    message = explain(error, url) or ""
+    message = explain(error, engine) or ""
     assert message.startswith(f"Role {account} may not use table chats. Run: GRANT SELECT, ")
     monkeypatch.setenv("PGUSER", "Ada")
-    message = explain(error, url) or ""
+    message = explain(error, engine) or ""
     assert message.endswith(' SEQUENCES IN SCHEMA public TO "Ada";')
 
 

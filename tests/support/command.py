@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from etl.cli.main import run
 from etl.log import LOGGER
 from etl.sandbox import Sandbox, World
 from etl.sandbox.routes import Reply
+from tests.support import mysql
 
 A, B = "+13343284472", "+13125550100"
 TOKEN = "sandbox-token"
@@ -166,6 +169,8 @@ def select(database_url: str, query: str) -> list[tuple[Any, ...]]:
     if database_url.startswith("sqlite"):
         with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as connection:
             return connection.execute(query).fetchall()
+    if database_url.startswith("mysql"):
+        return mysql.execute(database_url, query)
     with psycopg.connect(_plain(database_url), autocommit=True) as postgres:
         return postgres.execute(query).fetchall()
 
@@ -176,6 +181,8 @@ def execute(database_url: str, statement: str) -> None:
         path = database_url.removeprefix("sqlite:///")
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute(statement)
+    elif database_url.startswith("mysql"):
+        mysql.execute(database_url, statement)
     else:
         with psycopg.connect(_plain(database_url), autocommit=True) as postgres:
             postgres.execute(statement)
@@ -183,7 +190,7 @@ def execute(database_url: str, statement: str) -> None:
 
 def snapshot(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
     """Every data row; in PostgreSQL with xmin, which shows even updates that change nothing."""
-    version = "" if database_url.startswith("sqlite") else "t.xmin::text, "
+    version = "t.xmin::text, " if database_url.startswith("postgresql") else ""
     return {
         table: sorted(select(database_url, f"SELECT {version}t.* FROM {table} t"), key=repr)
         for table in DATA_TABLES
@@ -247,6 +254,13 @@ def instant(value: str | datetime | None) -> datetime | None:
         return None
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def search_path(database_url: str, schema: str) -> str:
+    """The URL with another schema to search, for plain SQL."""
+    path = sql.Identifier(schema).as_string().replace("\\", "\\\\").replace(" ", "\\ ")
+    separator = "&" if "?" in database_url else "?"
+    return f"{database_url}{separator}options={quote(f'-csearch_path={path}')}"
 
 
 def _plain(database_url: str) -> str:

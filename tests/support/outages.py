@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
+import pymysql
 from sqlalchemy import Connection, Engine, event, text
 
 
@@ -13,6 +14,8 @@ def outage(engine: Engine) -> Exception:
     """The driver's error when the database is away for a while."""
     if engine.dialect.name == "postgresql":
         return psycopg.OperationalError("server closed the connection unexpectedly")
+    if engine.dialect.name == "mysql":
+        return pymysql.err.OperationalError(2013, "Lost connection to MySQL server during query")
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorname = "SQLITE_BUSY"
     return error
@@ -67,6 +70,8 @@ class Failing:
 
 _ENDLESS = {
     "postgresql": "SELECT pg_sleep(3600)",
+    # In a condition: interrupted in the list of columns, SLEEP returns 1.
+    "mysql": "SELECT 1 FROM (SELECT 1) AS one WHERE SLEEP(3600)",
     "sqlite": "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n) "
     "SELECT max(i) FROM n",
 }

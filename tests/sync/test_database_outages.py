@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pymysql
 import pytest
 from sqlalchemy import Connection, Engine, func, select
 from tenacity import wait_none
@@ -93,6 +94,7 @@ def test_a_database_that_refuses_a_batch_fails_the_run(engine: Engine, rows: Row
     """At once; the run log says so, and the next sync stores everything."""
     account = Account(engine, rows)
     full = {
+        "mysql": pymysql.err.OperationalError(1021, "disk full"),
         "sqlite": sqlite3.OperationalError("disk full"),
         "postgresql": psycopg.errors.DiskFull("disk full"),
     }

@@ -14,6 +14,8 @@ from sqlalchemy import Connection, Dialect, Engine, Select, Subquery, Table
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
+from etl.errors import ConfigError
+
 Row = tuple[Any, ...]
 # A conflict with another transaction passes at once; a lock or a lost server takes a while.
 Outage = Literal["conflict", "unavailable"]
@@ -39,6 +41,11 @@ class Backend(Protocol):
 
     KEY_TYPE: TypeEngine[Any]
     JSON_TYPE: TypeEngine[Any]
+    TEXT_TYPE: TypeEngine[Any]
+    TIME_TYPE: TypeEngine[Any]
+
+    def short_text(self, length: int) -> TypeEngine[Any]:
+        """The type of a text that is part of an index, of at most `length` characters."""
 
     def create_engine(self, url: URL) -> Engine:
         """An engine that connects lazily. Raises DatabaseError if the URL cannot be opened."""
@@ -58,8 +65,17 @@ class Backend(Protocol):
     def begin_migrating(self, connection: Connection) -> None:
         """Wait for another migration to end; its tables may not exist yet."""
 
+    def create_schema(self, connection: Connection) -> None:
+        """Create the configured schema for the tables if it is missing."""
+
     def unusable(self, connection: Connection) -> str | None:
         """Why the database cannot hold what the API sends, and what to do; None if it can."""
+
+    def occupied(self, connection: Connection, names: Collection[str]) -> str | None:
+        """Which of these names another program uses, and what to do; None if it uses none.
+
+        The database must have nothing of this program.
+        """
 
     def examine(
         self, connection: Connection, tables: Collection[str], *, creates: bool
@@ -75,7 +91,7 @@ class Backend(Protocol):
     def server_time(self, connection: Connection) -> datetime | None:
         """The server's time; None if the database runs in this process."""
 
-    def explain(self, error: BaseException, url: URL) -> str | None:
+    def explain(self, error: BaseException, engine: Engine) -> str | None:
         """What happened and what to do, without data; None if the error is not a known one."""
 
     def outage(self, error: BaseException, engine: Engine) -> Outage | None:
@@ -123,6 +139,7 @@ class Backend(Protocol):
 
 
 _MODULES: Final = {
+    "mysql": "etl.db.backends.mysql",
     "sqlite": "etl.db.backends.sqlite",
     "postgresql": "etl.db.backends.postgresql",
 }
@@ -139,4 +156,9 @@ def backend_of_url(url: URL) -> Backend:
 
 
 def _backend(name: str) -> Backend:
-    return cast("Backend", import_module(_MODULES[name]))
+    try:
+        return cast("Backend", import_module(_MODULES[name]))
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"The driver {error.name} is not installed. Run: pip install 'linq-etl[{name}]'"
+        ) from None

@@ -2,7 +2,7 @@
 
 Nothing here needs a session: PgBouncer in transaction mode may hand each transaction another
 connection. The startup packet names what PgBouncer keeps with a client (encoding, DateStyle, time
-zone, application name); everything else is set for one transaction.
+zone, application name); everything else is set for one transaction, also the configured schema.
 """
 
 import os
@@ -22,6 +22,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Connection,
+    DateTime,
     Engine,
     Select,
     Subquery,
@@ -30,16 +31,17 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    event,
     func,
     literal,
     select,
-    table,
     text,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.schema import CreateSchema
 from sqlalchemy.types import TypeEngine
 
 from etl.db.backends import Encoders, Examination, Row
@@ -47,16 +49,20 @@ from etl.db.backends.postgresql_errors import (
     does_not_own,
     explain,  # noqa: F401  # of this backend
     may_not_create,
+    may_not_create_schema,
     may_not_use,
     may_use_no_schema,
     outage,  # noqa: F401  # of this backend
     quoted,
+    schema_of,
 )
 from etl.errors import ConfigError
 
 KEY_TYPE: Final[TypeEngine[Any]] = BigInteger()
 # PostgreSQL compares jsonb values; it cannot compare json.
 JSON_TYPE: Final[TypeEngine[Any]] = JSONB(none_as_null=True)
+TEXT_TYPE: Final[TypeEngine[Any]] = Text()
+TIME_TYPE: Final[TypeEngine[Any]] = DateTime(timezone=True)
 _MIGRATION_LOCK: Final = 0x6C696E71  # "linq" in ASCII: the advisory lock's key
 _MIGRATION_TIMEOUT: Final = "60s"
 # Both ends notice a silent network within a minute; on this end, libpq's names differ.
@@ -81,6 +87,11 @@ _SETTINGS: Final = {
 }
 
 
+def short_text(length: int) -> TypeEngine[Any]:  # noqa: ARG001
+    """No index needs to know the length."""
+    return TEXT_TYPE
+
+
 def create_engine(url: URL) -> Engine:
     """An engine that connects lazily. Raises ConfigError if the URL's parameters are invalid."""
     known = {each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()}
@@ -90,7 +101,7 @@ def create_engine(url: URL) -> Engine:
     # libpq puts these two in the startup packet, and takes them from the environment only.
     os.environ["PGDATESTYLE"], os.environ["PGTZ"] = "ISO", "UTC"
     try:
-        return create_sqlalchemy_engine(
+        engine = create_sqlalchemy_engine(
             url.set(drivername="postgresql+psycopg"),
             hide_parameters=True,
             pool_pre_ping=True,
@@ -108,6 +119,16 @@ def create_engine(url: URL) -> Engine:
         )
     except ArgumentError:
         raise ConfigError("database.url: give each host one port, or none") from None
+    event.listen(engine, "begin", _enter_schema)
+    return engine
+
+
+def _enter_schema(connection: Connection) -> None:
+    """Find and create all tables in the configured schema, and nowhere else."""
+    if schema := schema_of(connection):
+        path = func.set_config("search_path", func.quote_ident(schema), True)
+        # A connection that streams its results would open a cursor, and set nothing yet.
+        connection.execute(select(path), execution_options={"yield_per": None}).scalar()
 
 
 def missing_file(url: URL) -> None:
@@ -141,6 +162,21 @@ def begin_migrating(connection: Connection) -> None:
     connection.execute(select(wait), {"wait": _SETTINGS["lock_timeout"]})
 
 
+def create_schema(connection: Connection) -> None:
+    """Unless it exists: a role that may use a schema need not be allowed to create one."""
+    schema = schema_of(connection)
+    if schema and not _exists(connection, schema):
+        connection.execute(CreateSchema(schema))
+
+
+def _exists(connection: Connection, schema: str) -> bool:
+    """Also if the role may not use it."""
+    return bool(connection.execute(_SCHEMA_EXISTS, {"name": schema}).scalar())
+
+
+_SCHEMA_EXISTS: Final = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :name)")
+
+
 def unusable(connection: Connection) -> str | None:
     """Only UTF8 holds every text."""
     encoding, name = connection.execute(
@@ -155,9 +191,34 @@ def unusable(connection: Connection) -> str | None:
     )
 
 
+def occupied(connection: Connection, names: Collection[str]) -> str | None:
+    """Relations of all kinds share their names; a table needs the name of a type, too."""
+    if found := connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all():
+        return (
+            "the database has objects of another program with the names that this one needs "
+            f"({', '.join(found)}): set database.schema to another schema, or use another database"
+        )
+    return None
+
+
+_OCCUPIED: Final = text("""
+    SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view'
+        WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table' WHEN 'S' THEN 'sequence'
+        WHEN 'c' THEN 'type' ELSE 'index' END || ' ' || quote_ident(n.nspname) || '.' || c.relname
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = ANY(:names) AND pg_table_is_visible(c.oid)
+    UNION ALL
+    SELECT 'type ' || quote_ident(n.nspname) || '.' || t.typname
+    FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+    WHERE t.typname = ANY(:names) AND pg_type_is_visible(t.oid) AND t.typrelid = 0
+    ORDER BY 1
+""")
+
+
 def examine(connection: Connection, tables: Collection[str], *, creates: bool) -> Examination:
     """By the catalog: whether the server and the role write, and the role's privileges."""
     standby, read_only, role, namespace, may_create = connection.execute(_ROLE).one()
+    schema = schema_of(connection)
     problems = []
     if standby:
         problems.append("The server is a standby, which cannot be written. Connect to the primary.")
@@ -166,13 +227,17 @@ def examine(connection: Connection, tables: Collection[str], *, creates: bool) -
             f"Role {role} may only read. Run: "
             f"ALTER ROLE {role} SET default_transaction_read_only = off;"
         )
-    if namespace is None:
-        problems.append(may_use_no_schema(role))
+    if schema and not _exists(connection, schema):
+        database, may_create = connection.execute(_DATABASE).one()
+        if creates and not may_create:
+            problems.append(may_not_create_schema(role, quoted(schema), database))
+    elif namespace is None:
+        problems.append(may_use_no_schema(role, schema))
     elif creates and not may_create:
         problems.append(may_not_create(role, namespace))
     rows = connection.execute(_PRIVILEGES, {"names": list(tables)}).all()
     if denied := [row.name for row in rows if not row.may_write]:
-        problems.append(may_not_use(role, ", ".join(denied)))
+        problems.append(may_not_use(role, ", ".join(denied), schema))
     if creates and (foreign := [row.name for row in rows if not row.is_owner]):
         problems.append(does_not_own(role, ", ".join(foreign)))
     return Examination(problems)
@@ -181,6 +246,9 @@ def examine(connection: Connection, tables: Collection[str], *, creates: bool) -
 _ROLE: Final = text("""
     SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), quote_ident(current_user),
         quote_ident(current_schema()), has_schema_privilege(current_schema(), 'CREATE')
+""")
+_DATABASE: Final = text("""
+    SELECT quote_ident(current_database()), has_database_privilege(current_database(), 'CREATE')
 """)
 _PRIVILEGES: Final = text("""
     SELECT t.relname AS name, pg_has_role(t.relowner, 'USAGE') AS is_owner,
@@ -217,35 +285,33 @@ def disconnect(driver: Any) -> None:
 
 def end_sessions(connection: Connection, name: str) -> list[int]:
     """A role may end its own sessions."""
-    mine = _ACTIVITY.c.usename == func.current_user()
-    ended = func.pg_terminate_backend(_ACTIVITY.c.pid)
-    query = select(_ACTIVITY.c.pid, ended).where(_ACTIVITY.c.application_name == name, mine)
-    return [pid for pid, was_ended in connection.execute(query.where(*_OTHERS)) if was_ended]
+    sessions = connection.execute(_SESSIONS)
+    mine = [each.pid for each in sessions if each.is_mine and each.name == name]
+    return [
+        pid for pid in mine if connection.execute(select(func.pg_terminate_backend(pid))).scalar()
+    ]
 
 
 def lock_holders(connection: Connection) -> list[str]:
     """By application name, which begin_writing sets for its transaction."""
-    ours = _ACTIVITY.c.application_name.like("linq-etl/%")
-    open_since = _ACTIVITY.c.xact_start.is_not(None)
-    query = select(_ACTIVITY.c.application_name, _ACTIVITY.c.pid)
-    found = connection.execute(query.where(ours, open_since, *_OTHERS))
-    return [f"{name} (server process {pid})" for name, pid in found]
+    found = connection.execute(_SESSIONS)
+    return [f"{each.name} (server process {each.pid})" for each in found]
 
 
-_ACTIVITY = table(
-    "pg_stat_activity",
-    column("pid", BigInteger),
-    column("datname"),
-    column("usename"),
-    column("application_name", Text),
-    column("xact_start"),
-    schema="pg_catalog",
-)
-# A run's id is that of another run in another database of the same server.
-_OTHERS: Final = (
-    _ACTIVITY.c.datname == func.current_database(),
-    _ACTIVITY.c.pid != func.pg_backend_pid(),
-)
+# A run's id is that of another run in another database of the server, or in another schema. Which
+# schema a session writes shows in its locks alone: a search_path is known to the session only.
+_SESSIONS: Final = text("""
+    SELECT a.pid, a.application_name AS name, a.usename = current_user AS is_mine
+    FROM pg_stat_activity a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+        AND a.application_name LIKE 'linq-etl/%' AND EXISTS (
+            SELECT FROM pg_locks l JOIN pg_class locked ON locked.oid = l.relation
+            JOIN pg_class ours ON ours.relnamespace = locked.relnamespace
+            WHERE l.pid = a.pid AND l.database = a.datid AND l.granted
+                AND ours.oid = to_regclass('run_fences')
+        )
+    ORDER BY a.pid
+""")
 
 
 def comment_on_views(connection: Connection, views: Iterable[Table]) -> None:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Final
 
 import psycopg
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,6 +16,7 @@ from etl.db.backends import Outage
 _READ_ONLY: Final = "25006"
 _FORBIDDEN: Final = "42501"
 _NO_SCHEMA: Final = "3F000"
+_TAKEN: Final = {"42P07", "42710"}  # the name of a relation, of a type
 _CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
 _ADVICE: Final = {
     "40001": _CONFLICT_ADVICE,
@@ -26,8 +27,8 @@ _ADVICE: Final = {
     "25P03": "this process was suspended for more than 30 s within a transaction: run again",
 }
 _RIGHTS: Final = (
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; "
-    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+    "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {role};"
 )
 # Serialization failure, deadlock, and a unique key that another transaction inserted first.
 _CONFLICTS: Final = {"40001", "40P01", "23505"}
@@ -40,36 +41,60 @@ _BUSY: Final = re.compile(
 )
 
 
-def explain(error: BaseException, url: URL) -> str | None:
+def schema_of(bind: Engine | Connection) -> str | None:
+    """The configured schema."""
+    schema: str | None = bind.get_execution_options().get("schema")
+    return schema
+
+
+def explain(error: BaseException, engine: Engine) -> str | None:
     """By SQLSTATE."""
     state = getattr(error, "sqlstate", None)
     message = str(error).strip().partition("\n")[0]
     if state in _ADVICE:
         return f"the database is unavailable: {message}; {_ADVICE[state]}"
-    role = _role(url)
+    if state in _TAKEN:
+        return (
+            f"{message}, and this program did not create it: drop it, or set database.schema to "
+            "another schema"
+        )
+    role, schema = _role(engine.url), schema_of(engine)
     if state == _NO_SCHEMA:
-        return may_use_no_schema(role)
-    return _explain_forbidden(message, role) if state == _FORBIDDEN else None
+        return may_use_no_schema(role, schema)
+    return _explain_forbidden(message, role, schema) if state == _FORBIDDEN else None
 
 
-def _explain_forbidden(message: str, role: str) -> str:
+def _explain_forbidden(message: str, role: str, schema: str | None) -> str:
     """The server's message is `permission denied for KIND NAME` or `must be owner of KIND NAME`."""
     verb, _, subject = message.partition(" for ")
     kind, _, name = subject.partition(" ")
     if kind == "schema":
-        return may_not_create(role, name)
+        return may_not_create(role, quoted(name))
+    if kind == "database" and schema:
+        return may_not_create_schema(role, quoted(schema), quoted(name))
     if kind in {"table", "view", "sequence"}:
-        return may_not_use(role, subject)
+        return may_not_use(role, subject, schema)
     if verb.startswith("must be owner of "):
         return does_not_own(role, verb.removeprefix("must be owner of "))
     return f"{message}: grant it to role {role}"
 
 
-def may_use_no_schema(role: str) -> str:
+def may_use_no_schema(role: str, schema: str | None) -> str:
     """The tables may exist: without USAGE on their schema, the role does not see them."""
+    if schema is None:
+        return (
+            f"Role {role} may use no schema of its search_path. "
+            f"Run: GRANT USAGE ON SCHEMA public TO {role};"
+        )
+    name = quoted(schema)
+    return f"Role {role} may not use schema {name}. Run: GRANT USAGE ON SCHEMA {name} TO {role};"
+
+
+def may_not_create_schema(role: str, schema: str, database: str) -> str:
+    """The role lacks CREATE on the database."""
     return (
-        f"Role {role} may use no schema of its search_path. "
-        f"Run: GRANT USAGE ON SCHEMA public TO {role};"
+        f"Role {role} may not create schema {schema}. "
+        f"Run: GRANT CREATE ON DATABASE {database} TO {role};"
     )
 
 
@@ -78,9 +103,10 @@ def may_not_create(role: str, schema: str) -> str:
     return f"Role {role} may not create tables. Run: GRANT CREATE ON SCHEMA {schema} TO {role};"
 
 
-def may_not_use(role: str, objects: str) -> str:
+def may_not_use(role: str, objects: str, schema: str | None) -> str:
     """One grant for all tables, so that the next run is not refused another one."""
-    return f"Role {role} may not use {objects}. Run: {_RIGHTS.format(role=role)}"
+    rights = _RIGHTS.format(role=role, schema=quoted(schema or "public"))
+    return f"Role {role} may not use {objects}. Run: {rights}"
 
 
 def does_not_own(role: str, objects: str) -> str:

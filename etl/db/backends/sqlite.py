@@ -20,6 +20,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Connection,
+    DateTime,
     Dialect,
     Engine,
     Integer,
@@ -27,10 +28,12 @@ from sqlalchemy import (
     Subquery,
     Table,
     Text,
+    bindparam,
     event,
     func,
     literal,
     select,
+    text,
 )
 from sqlalchemy import create_engine as create_sqlalchemy_engine
 from sqlalchemy.dialects.sqlite import insert
@@ -43,6 +46,8 @@ from etl.errors import DatabaseError
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
 KEY_TYPE: Final[TypeEngine[Any]] = Integer()
 JSON_TYPE: Final[TypeEngine[Any]] = JSON(none_as_null=True)
+TEXT_TYPE: Final[TypeEngine[Any]] = Text()
+TIME_TYPE: Final[TypeEngine[Any]] = DateTime(timezone=True)
 BUSY_SECONDS: Final = 30
 EXAMINE_SECONDS: Final = 5.0
 _PRAGMAS = (
@@ -65,6 +70,11 @@ _ADVICE = {
     "SQLITE_NOTADB": _OTHER_FILE,
     "SQLITE_CORRUPT": _OTHER_FILE,
 }
+
+
+def short_text(length: int) -> TypeEngine[Any]:  # noqa: ARG001
+    """No index needs to know the length."""
+    return TEXT_TYPE
 
 
 def create_engine(url: URL) -> Engine:
@@ -106,8 +116,27 @@ def begin_migrating(connection: Connection) -> None:
     """As begin_writing."""
 
 
+def create_schema(connection: Connection) -> None:
+    """A file has no schemas."""
+
+
 def unusable(connection: Connection) -> None:
     """SQLite holds every text in each of its encodings."""
+
+
+def occupied(connection: Connection, names: Collection[str]) -> str | None:
+    """Tables, views and indexes share their names."""
+    if found := connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all():
+        return (
+            "the database has tables of another program with the names that this one needs "
+            f"({', '.join(found)}): use another database"
+        )
+    return None
+
+
+_OCCUPIED: Final = text(
+    "SELECT name FROM sqlite_schema WHERE name COLLATE NOCASE IN :names ORDER BY name"
+).bindparams(bindparam("names", expanding=True))
 
 
 def examine(
@@ -143,7 +172,7 @@ def server_time(connection: Connection) -> None:
     """SQLite runs in this process."""
 
 
-def explain(error: BaseException, url: URL) -> str | None:  # noqa: ARG001
+def explain(error: BaseException, engine: Engine) -> str | None:  # noqa: ARG001
     """By SQLite's error name, such as SQLITE_BUSY, without its extension."""
     name = _error_name(error)
     return f"the database is unavailable: {error}; {_ADVICE[name]}" if name in _ADVICE else None

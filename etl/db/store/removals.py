@@ -37,6 +37,11 @@ def known_chats(connection: Connection, phone_number: str) -> Iterator[tuple[boo
             _links.c.removed_at.is_(None),
             since.is_not(None) if missing else since.is_(None),
         )
+        # Without a cursor at the server, which takes four round trips for a short list.
+        first = connection.execute(ids.limit(CHUNK)).scalars().all()
+        if len(first) < CHUNK:
+            yield missing, list(first)
+            continue
         streamed = connection.execution_options(yield_per=CHUNK).execute(ids)
         for chunk in streamed.scalars().partitions():
             yield missing, list(chunk)

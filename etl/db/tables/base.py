@@ -15,8 +15,13 @@ metadata = MetaData(
     }
 )
 
+# Characters at most, for the databases whose indexes need to know.
+NUMBER_LENGTH: Final = 32  # of a configured phone number
+PARTICIPANT_LENGTH: Final = 255  # as the decoder allows
+STATUS_LENGTH: Final = 32
+
 # Not Alembic's default name, which another project in the same database may use.
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0010_views"
+REVISION: Final = "0011_last_attempt"

@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from sqlalchemy import BigInteger, Boolean, Column, Date, ForeignKey, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Date, ForeignKey, Index, Integer, Table
 
-from etl.db.tables.base import metadata
-from etl.db.types import BigKey, Json, UtcDateTime
+from etl.db.tables.base import NUMBER_LENGTH, PARTICIPANT_LENGTH, metadata
+from etl.db.types import BigKey, Json, LongText, ShortText, UtcDateTime
 
 EventKind = Literal[
     "created",
@@ -24,8 +24,13 @@ _EXTRA = "JSON object of the API fields that this version of linq-etl does not k
 phone_numbers = Table(
     "phone_numbers",
     metadata,
-    Column("phone_number", Text, primary_key=True, comment="E.164 with plus, e.g. +13343284472."),
-    Column("label", Text, comment="The number's label from the configuration."),
+    Column(
+        "phone_number",
+        ShortText(NUMBER_LENGTH),
+        primary_key=True,
+        comment="E.164 with plus, e.g. +13343284472.",
+    ),
+    Column("label", LongText, comment="The number's label from the configuration."),
     Column("first_seen_at", UtcDateTime, nullable=False, comment="When it was first synced."),
     Column(
         "first_loaded_at",
@@ -48,10 +53,10 @@ chats = Table(
     Column("id", BigKey, primary_key=True, autoincrement=False, comment="The API's chat id."),
     Column(
         "display_name",
-        Text,
+        LongText,
         comment="A group's own name, or the chat's participants joined by commas.",
     ),
-    Column("service", Text, comment="iMessage, SMS, RCS or another service named by the API."),
+    Column("service", LongText, comment="iMessage, SMS, RCS or another service named by the API."),
     Column("is_group", Boolean, comment="Whether this is a group chat (the API's `group`)."),
     Column("message_count", BigInteger, comment="Messages in the chat, as last read."),
     Column("extra", Json, comment=_EXTRA),
@@ -85,10 +90,10 @@ chat_handles = Table(
     Column("id", BigInteger, primary_key=True, autoincrement=False, comment="The API's handle id."),
     Column(
         "phone_number",
-        Text,
+        ShortText(PARTICIPANT_LENGTH),
         comment="The participant's phone number or e-mail address, exactly as the API sent it.",
     ),
-    Column("service", Text, comment="The participant's messaging service."),
+    Column("service", LongText, comment="The participant's messaging service."),
     Column("joined_at", UtcDateTime, comment="When the participant joined. Null if not known."),
     Column("extra", Json, comment=_EXTRA),
     Column(
@@ -114,7 +119,9 @@ chat_handles = Table(
 chat_phone_numbers = Table(
     "chat_phone_numbers",
     metadata,
-    Column("phone_number", Text, primary_key=True, comment="The configured number."),
+    Column(
+        "phone_number", ShortText(NUMBER_LENGTH), primary_key=True, comment="The configured number."
+    ),
     Column(
         "chat_id",
         BigInteger,
@@ -189,13 +196,13 @@ chat_events = Table(
     Column("chat_id", BigInteger, ForeignKey(chats.c.id), nullable=False, comment="The chat."),
     Column(
         "kind",
-        Text,
+        LongText,
         nullable=False,
         comment="created, renamed, service_changed, group_changed, joined, left, removed or "
         "restored.",
     ),
-    Column("old_value", Text, comment="The value before. For left: the participant."),
-    Column("new_value", Text, comment="The value after. For joined: the participant."),
+    Column("old_value", LongText, comment="The value before. For left: the participant."),
+    Column("new_value", LongText, comment="The value after. For joined: the participant."),
     Index(None, "chat_id", "observed_at"),
     comment="Changes of chats. Chats found by a number's first full read get no `created` event.",
 )

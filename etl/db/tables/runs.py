@@ -2,11 +2,11 @@
 
 from typing import Final, Literal
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, Table
 
-from etl.db.tables.base import metadata
+from etl.db.tables.base import NUMBER_LENGTH, STATUS_LENGTH, metadata
 from etl.db.tables.chats import phone_numbers
-from etl.db.types import BigKey, JsonText, UtcDateTime
+from etl.db.types import BigKey, JsonText, LongText, ShortText, UtcDateTime
 
 Status = Literal["running", "succeeded", "partial", "failed", "interrupted", "abandoned"]
 Completeness = Literal["proved", "consistent", "unproved"]
@@ -40,10 +40,10 @@ sync_runs = Table(
     "sync_runs",
     metadata,
     Column("id", BigKey, primary_key=True, comment="Ascending: a later run has a higher id."),
-    Column("command", Text, nullable=False, comment="The command: sync or backfill."),
+    Column("command", LongText, nullable=False, comment="The command: sync or backfill."),
     Column(
         "status",
-        Text,
+        ShortText(STATUS_LENGTH),
         nullable=False,
         index=True,
         comment="running, succeeded, partial, failed, interrupted (by a signal) or abandoned "
@@ -51,11 +51,11 @@ sync_runs = Table(
     ),
     Column("started_at", UtcDateTime, nullable=False, comment="Before the first request."),
     Column("finished_at", UtcDateTime, comment="Null while the run is in progress."),
-    Column("version", Text, nullable=False, comment="Version of linq-etl."),
-    Column("host", Text, nullable=False, comment="Name of the machine."),
+    Column("version", LongText, nullable=False, comment="Version of linq-etl."),
+    Column("host", LongText, nullable=False, comment="Name of the machine."),
     Column(
         "owner",
-        Text,
+        LongText,
         nullable=False,
         comment="Internal: identity of the process, so that a run on the same machine can detect "
         "its death.",
@@ -71,11 +71,11 @@ sync_runs = Table(
     *_counts(),
     Column(
         "error_kind",
-        Text,
+        LongText,
         comment="The kind of error: config, refused, token, unavailable, throttled, database, "
         "schema, busy, lease_lost, interrupted or unexpected.",
     ),
-    Column("error_detail", Text, comment="The error as a sentence."),
+    Column("error_detail", LongText, comment="The error as a sentence."),
     comment="The run log: one row per run, written before its first request.",
 )
 
@@ -92,23 +92,28 @@ sync_run_numbers = Table(
     ),
     Column(
         "phone_number",
-        Text,
+        ShortText(NUMBER_LENGTH),
         ForeignKey(phone_numbers.c.phone_number),
         primary_key=True,
         comment="The configured number.",
     ),
-    Column("status", Text, nullable=False, comment="As in sync_runs, for this number."),
+    Column(
+        "status",
+        ShortText(STATUS_LENGTH),
+        nullable=False,
+        comment="As in sync_runs, for this number.",
+    ),
     Column("finished_at", UtcDateTime, comment="Null while the number is being synced."),
     Column(
         "completeness",
-        Text,
+        ShortText(STATUS_LENGTH),
         comment="proved: exactly the list as it was when the walk ended. consistent: complete, "
         "unless chats came and went in pairs between the same two requests. unproved: neither; see "
         "reason. Null if the list was not read, or if the budget ended the reading.",
     ),
     Column(
         "reason",
-        Text,
+        LongText,
         comment="Why the list is unproved or was not read to its end, or why removals were "
         "withheld. Begins with budget if the requests ran out.",
     ),
@@ -126,8 +131,8 @@ sync_run_numbers = Table(
         "if the walk did not reach the list's end.",
     ),
     *_counts(),
-    Column("error_kind", Text, comment="As in sync_runs, for this number."),
-    Column("error_detail", Text, comment="The error as a sentence."),
+    Column("error_kind", LongText, comment="As in sync_runs, for this number."),
+    Column("error_detail", LongText, comment="The error as a sentence."),
     Index(None, "phone_number", "run_id"),
     Index(None, "phone_number", "completeness", "run_id"),
     comment="The run log per phone number, and how completely its list was read.",
@@ -138,9 +143,13 @@ rejected_records = Table(
     metadata,
     Column("id", BigKey, primary_key=True, comment="Ascending in the order of storing."),
     Column("run_id", BigKey, ForeignKey(sync_runs.c.id), nullable=False, comment="Its run."),
-    Column("phone_number", Text, comment="The configured number whose list held the record."),
+    Column(
+        "phone_number",
+        ShortText(NUMBER_LENGTH),
+        comment="The configured number whose list held the record.",
+    ),
     Column("page", BigInteger, comment="Its page of the list. Null if it was requested by its id."),
-    Column("reason", Text, nullable=False, comment="What is wrong with the record, and where."),
+    Column("reason", LongText, nullable=False, comment="What is wrong with the record, and where."),
     Column("payload", JsonText, comment="The record as the API sent it, as JSON."),
     Column(
         "digest",
@@ -157,7 +166,7 @@ number_leases = Table(
     metadata,
     Column(
         "phone_number",
-        Text,
+        ShortText(NUMBER_LENGTH),
         ForeignKey(phone_numbers.c.phone_number),
         primary_key=True,
         comment="The configured number.",
@@ -192,7 +201,7 @@ api_pace = Table(
     metadata,
     Column(
         "fingerprint",
-        Text,
+        ShortText(32),
         primary_key=True,
         comment="Hash of api.base_url and the token, from which the token cannot be derived.",
     ),

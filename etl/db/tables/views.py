@@ -10,33 +10,32 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Table,
-    Text,
 )
 from sqlalchemy.types import TypeEngine
 
 from etl.db.tables.base import metadata
-from etl.db.types import UtcDateTime
+from etl.db.types import LongText, ShortText, UtcDateTime
 
 data_dictionary = Table(
     "data_dictionary",
     metadata,
-    Column("table_name", Text, primary_key=True, comment="A table or view."),
+    Column("table_name", ShortText(64), primary_key=True, comment="A table or view."),
     Column(
         "column_name",
-        Text,
+        ShortText(64),
         primary_key=True,
         comment="Its column. Empty in the row about the table itself.",
     ),
-    Column("type", Text, comment="The column's type; table or view for the table."),
-    Column("comment", Text, nullable=False, comment="What it means."),
+    Column("type", LongText, comment="The column's type; table or view for the table."),
+    Column("comment", LongText, nullable=False, comment="What it means."),
     comment="Every table, view and column of linq-etl, and what it means.",
 )
 
 views = MetaData()
 
 _Columns = dict[str, tuple[type[TypeEngine[Any]], str]]
-_NUMBER = (Text, "The configured number.")
-_LABEL = (Text, "The number's label from the configuration.")
+_NUMBER = (LongText, "The configured number.")
+_LABEL = (LongText, "The number's label from the configuration.")
 _SPREAD = (
     Integer,
     "Over how many UTC days, up to this one, the largest gain of the day may spread: 1 if it was "
@@ -58,17 +57,20 @@ number_status = _view(
         "label": _LABEL,
         "run_id": (BigInteger, "The last run that read the whole list. Null if there is none."),
         "last_good_sync": (UtcDateTime, "When that run ended for this number."),
-        "completeness": (Text, "As in sync_run_numbers, of that run."),
-        "reason": (Text, "As in sync_run_numbers, of that run."),
+        "completeness": (LongText, "As in sync_run_numbers, of that run."),
+        "reason": (LongText, "As in sync_run_numbers, of that run."),
         "total_count": (BigInteger, "The API's count of chats in that run."),
         "last_run_id": (BigInteger, "The last run that tried. One that found it busy did not."),
         "last_attempt_at": (
             UtcDateTime,
             "When that attempt ended.",
         ),
-        "last_status": (Text, "How it ended, as in sync_run_numbers."),
-        "last_error_kind": (Text, "Its kind of error, as in sync_runs. Null if it did not fail."),
-        "last_error_detail": (Text, "Its error as a sentence."),
+        "last_status": (LongText, "How it ended, as in sync_run_numbers."),
+        "last_error_kind": (
+            LongText,
+            "Its kind of error, as in sync_runs. Null if it did not fail.",
+        ),
+        "last_error_detail": (LongText, "Its error as a sentence."),
         "failing_since": (
             UtcDateTime,
             "When the first attempt after the last good sync failed. Null if the last attempt did "
@@ -111,8 +113,8 @@ _view(
     "is silent only since watched_since; before, nothing is known.",
     {
         "chat_id": (BigInteger, "The chat."),
-        "display_name": (Text, "As in chats."),
-        "service": (Text, "As in chats."),
+        "display_name": (LongText, "As in chats."),
+        "service": (LongText, "As in chats."),
         "is_group": (Boolean, "As in chats."),
         "message_count": (BigInteger, "Messages in the chat, as last read."),
         "last_gain_at": (UtcDateTime, "When a gain was last observed. Null if none was."),
@@ -149,12 +151,12 @@ _view(
         "phone_number": _NUMBER,
         "label": _LABEL,
         "chat_id": (BigInteger, "The chat."),
-        "display_name": (Text, "As in chats."),
-        "service": (Text, "As in chats."),
+        "display_name": (LongText, "As in chats."),
+        "service": (LongText, "As in chats."),
         "is_group": (Boolean, "As in chats."),
         "handle_id": (BigInteger, "The API's handle id."),
-        "participant": (Text, "The participant's phone number or e-mail address."),
-        "participant_service": (Text, "The participant's messaging service."),
+        "participant": (LongText, "The participant's phone number or e-mail address."),
+        "participant_service": (LongText, "The participant's messaging service."),
         "joined_at": (UtcDateTime, "When the participant joined. Null if not known."),
     },
 )
@@ -164,7 +166,7 @@ _view(
     "One row per person: a phone number or e-mail address that takes part in current chats. Filter "
     "by participant: all people together take long.",
     {
-        "participant": (Text, "The phone number or e-mail address, as the API sent it."),
+        "participant": (LongText, "The phone number or e-mail address, as the API sent it."),
         "is_own_number": (Boolean, "Whether it is a configured number. Leave these out of counts."),
         "chats": (BigInteger, "Current chats with the person."),
         "group_chats": (BigInteger, "Group chats among them."),
@@ -187,7 +189,7 @@ _view(
     "Current chats per configured number and messaging service.",
     {
         "phone_number": _NUMBER,
-        "service": (Text, "The chats' service. Null if the API did not name one."),
+        "service": (LongText, "The chats' service. Null if the API did not name one."),
         "chats": (BigInteger, "Current chats."),
         "group_chats": (BigInteger, "Group chats among them."),
         "messages": (BigInteger, "Messages in these chats, as last read."),

@@ -1,0 +1,56 @@
+"""The parameters of a MySQL URL -> the driver's arguments.
+
+The names are those of MySQL's own clients, with a hyphen or an underscore: `ssl-mode`, `ssl-ca`,
+`ssl-cert`, `ssl-key`, and `socket` or `unix_socket`. Without ssl-mode, the connection is encrypted
+if the server can.
+"""
+
+import ssl
+from typing import Any, Final
+
+from sqlalchemy.engine import URL
+
+from etl.errors import ConfigError
+
+_MODES: Final = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+_NAMES: Final = {"ssl_mode", "ssl_ca", "ssl_cert", "ssl_key", "unix_socket"}
+
+
+def connection_arguments(url: URL) -> dict[str, Any]:
+    """PyMySQL's arguments. Raises ConfigError for a parameter that is unknown or wrong."""
+    given = {name.replace("-", "_"): str(value) for name, value in url.query.items()}
+    if "socket" in given:
+        given["unix_socket"] = given.pop("socket")
+    if given.keys() - _NAMES:
+        known = ", ".join(sorted(name.replace("ssl_", "ssl-") for name in _NAMES))
+        raise ConfigError(f"database.url: a MySQL URL has no parameters but {known}")
+    sockets = {"unix_socket": given["unix_socket"]} if "unix_socket" in given else {}
+    return sockets | _tls(given)
+
+
+def _tls(given: dict[str, str]) -> dict[str, Any]:
+    mode = given.get("ssl_mode", "VERIFY_CA" if "ssl_ca" in given else "PREFERRED").upper()
+    if mode not in _MODES:
+        raise ConfigError(f"database.url: ssl-mode is one of {', '.join(_MODES)}")
+    if mode == "DISABLED":
+        return {"ssl_disabled": True}
+    if mode == "PREFERRED" and "ssl_cert" not in given:
+        return {}
+    return {"ssl": _context(given, mode)}
+
+
+def _context(given: dict[str, str], mode: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=given.get("ssl_ca"))
+        # The certificates that a MySQL server makes for itself do not pass the strict checks.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        context.check_hostname = mode == "VERIFY_IDENTITY"
+        if not mode.startswith("VERIFY"):
+            context.verify_mode = ssl.CERT_NONE
+        if "ssl_cert" in given:
+            context.load_cert_chain(given["ssl_cert"], given.get("ssl_key"))
+    except OSError as error:  # SSLError is one.
+        raise ConfigError(
+            f"database.url: cannot read its ssl-ca, ssl-cert or ssl-key: {error.strerror}"
+        ) from None
+    return context
