@@ -120,10 +120,11 @@ def test_the_job_decides_by_the_exit_code() -> None:
 
 
 def test_the_job_has_a_pod_for_each_shard() -> None:
-    """As many as its command counts, so that no number is left out."""
+    """As many as its command counts, so that no number is left out; they share the rate."""
     spec = manifest("job.yaml")["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    assert container["args"] == ["--log-json", "sync", "--shard", f"auto/{spec['completions']}"]
+    shard, share = f"auto/{spec['completions']}", f"1/{spec['parallelism']}"
+    assert container["args"][2:] == ["--shard", shard, "--rate-share", share]
     assert spec["completionMode"] == "Indexed"
     assert spec["maxFailedIndexes"] == spec["completions"]  # one shard's failure stops no other
 
