@@ -28,6 +28,7 @@ CHATS, PER_PAGE = 60, 10
 LATENCY = 0.5  # seconds per page: long enough to kill a sync in the middle
 LEASE_SECONDS = 10
 RETRY_SECONDS = 12  # longer than the lease
+RETRIED = ("abandoned", "succeeded")  # in linq-etl's run log
 BEGAN = time.monotonic()
 
 
@@ -71,6 +72,11 @@ def say(text: str) -> None:
 def claim(text: str, holds: bool) -> bool:
     print(f"{'ok' if holds else 'FAIL':<6}{text}", flush=True)
     return holds
+
+
+def _ends(tries: list[str]) -> tuple[str, str]:
+    """The first and the last; on a busy machine Airflow may give up more tries between them."""
+    return tries[0], tries[-1]
 
 
 def _remove(folder: Path, *, keep_logs: bool) -> None:
@@ -204,11 +210,11 @@ class Trial:
             claim("so Airflow calls the run a success", run.state == "success"),
             claim(
                 "worker two did again what was lost with worker one",
-                all(run.workers(number) == ["one", "two"] for number in lost),
+                all(_ends(run.workers(number)) == ("one", "two") for number in lost),
             ),
             claim(
                 "linq-etl's run log has both tries: abandoned, then succeeded",
-                all(self._run_log(number) == ["abandoned", "succeeded"] for number in half_done),
+                all(_ends(self._run_log(number)) == RETRIED for number in half_done),
             ),
             *self._claims(not_stored=set()),
         ]
@@ -223,6 +229,7 @@ class Trial:
         say(f"Run 2: a chat more for each number, and a token that {REFUSED} refuses ...")
         run_id = self._airflow.trigger()
         sync = self._airflow.wait("a sync on worker two", lambda: self._in_progress("two"))
+        runs_before = len(self._run_log(sync.number)) - 1
         send(sync.parent, signal.SIGKILL)
         killed_at = time.monotonic()
         self._airflow.wait("the end of linq-etl", lambda: sync not in self._syncs("two") or None)
@@ -237,10 +244,10 @@ class Trial:
             ),
             claim("so Airflow calls the run failed", run.state == "failed"),
             claim("no other number failed", len(run.having("success")) == len(NUMBERS) - 1),
-            claim("the killed task was tried again", len(run.workers(sync.number)) == 2),
+            claim("the killed task was tried again", len(run.workers(sync.number)) > 1),
             claim(
                 "linq-etl's run log has both its tries: abandoned, then succeeded",
-                self._run_log(sync.number)[-2:] == ["abandoned", "succeeded"],
+                _ends(self._run_log(sync.number)[runs_before:]) == RETRIED,
             ),
             claim(f"its linq-etl outlived it by {survived:.1f} s, not more", survived < 10),
             *self._claims(not_stored={REFUSED}),
