@@ -13,7 +13,9 @@ from packaging.version import Version
 
 from docs.generate import ROOT
 from etl.config import Sync
-from tests.support.command import COMMAND
+from etl.sandbox import Sandbox, build_world
+from tests.support.command import COMMAND, call, environment, select
+from tests.support.marks import only_sqlite
 
 DEPLOY = ROOT / "docs/deploy"
 UNITS = ("linq-etl.service", "linq-etl.timer")
@@ -118,10 +120,11 @@ def test_the_job_decides_by_the_exit_code() -> None:
 
 
 def test_the_job_has_a_pod_for_each_shard() -> None:
-    """As many as its command counts, so that no number is left out."""
+    """As many as its command counts, so that no number is left out; they share the rate."""
     spec = manifest("job.yaml")["spec"]
     (container,) = spec["template"]["spec"]["containers"]
-    assert container["args"] == ["--log-json", "sync", "--shard", f"auto/{spec['completions']}"]
+    shard, share = f"auto/{spec['completions']}", f"1/{spec['parallelism']}"
+    assert container["args"][2:] == ["--shard", shard, "--rate-share", share]
     assert spec["completionMode"] == "Indexed"
     assert spec["maxFailedIndexes"] == spec["completions"]  # one shard's failure stops no other
 
@@ -133,3 +136,18 @@ def test_the_job_runs_like_the_cronjob() -> None:
     for pod in (job, cron_job):
         del pod["containers"][0]["args"]
     assert job == cron_job
+
+
+@only_sqlite
+def test_the_jobs_pods_sync_each_number_once(database_url: str) -> None:
+    """Together, as Kubernetes starts them: each with its index."""
+    spec = manifest("job.yaml")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    numbers = [f"+131255501{index:02}" for index in range(20)]
+    with Sandbox(build_world(numbers=numbers, chats_per_number=3)) as sandbox:
+        env = environment(sandbox, database_url, *numbers)
+        for index in range(spec["completions"]):
+            pod = env | {"JOB_COMPLETION_INDEX": str(index)}
+            assert call(*container["args"], env=pod).code == 0
+    synced = "SELECT phone_number FROM sync_run_numbers ORDER BY phone_number"
+    assert [number for (number,) in select(database_url, synced)] == numbers

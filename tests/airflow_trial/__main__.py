@@ -28,29 +28,40 @@ CHATS, PER_PAGE = 60, 10
 LATENCY = 0.5  # seconds per page: long enough to kill a sync in the middle
 LEASE_SECONDS = 10
 RETRY_SECONDS = 12  # longer than the lease
+RETRIED = ("abandoned", "succeeded")  # in linq-etl's run log
 BEGAN = time.monotonic()
 
 
 def main(folder: Path, environment: Path) -> int:
     """Run the trial and remove the folder; 0 if every claim holds."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _interrupt)
     code = 1
     try:
         with ExitStack() as stack:
             trial = Trial(stack, folder, environment)
-            stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Once is enough.
+            stack.callback(_ignore_interrupts)
             trial.start()
             claims = trial.lose_a_worker() + trial.lose_a_task_and_refuse_a_number()
-        code = 0 if all(claims) else 1
-        say(f"{sum(claims)} of {len(claims)} claims hold. Everything is stopped and removed.")
+            code = 0 if all(claims) else 1
+            say(f"{sum(claims)} of {len(claims)} claims hold. Stopping and removing everything ...")
     except TrialError as error:
         print(f"\ntry.sh: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+    except KeyboardInterrupt as interrupt:
+        code = 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
         print("\ntry.sh: interrupted; everything is stopped and removed", file=sys.stderr)
     finally:
         _remove(folder, keep_logs=code == 1)
     return code
+
+
+def _interrupt(signal_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(signal_number)
+
+
+def _ignore_interrupts() -> None:
+    """Let what ends the trial end itself, although Ctrl-C is pressed again."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def say(text: str) -> None:
@@ -63,15 +74,21 @@ def claim(text: str, holds: bool) -> bool:
     return holds
 
 
+def _ends(tries: list[str]) -> tuple[str, str]:
+    """The first and the last; on a busy machine Airflow may give up more tries between them."""
+    return tries[0], tries[-1]
+
+
 def _remove(folder: Path, *, keep_logs: bool) -> None:
-    """Remove the folder, after a failure all but the logs."""
-    if not keep_logs:
+    """Remove the folder, after a failure all but the logs, if there are any."""
+    logs = folder / "logs"
+    if not keep_logs or not any(logs.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
         return
     for path in folder.iterdir():
-        if path.is_dir() and path.name != "logs":
+        if path.is_dir() and path != logs:
             shutil.rmtree(path, ignore_errors=True)
-    print(f"The logs are in {folder}/logs", file=sys.stderr)
+    print(f"The logs are in {logs}", file=sys.stderr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +210,11 @@ class Trial:
             claim("so Airflow calls the run a success", run.state == "success"),
             claim(
                 "worker two did again what was lost with worker one",
-                all(run.workers(number) == ["one", "two"] for number in lost),
+                {_ends(run.workers(number)) for number in lost} == {("one", "two")},
             ),
             claim(
                 "linq-etl's run log has both tries: abandoned, then succeeded",
-                all(self._run_log(number) == ["abandoned", "succeeded"] for number in half_done),
+                {_ends(self._run_log(number)) for number in half_done} == {RETRIED},
             ),
             *self._claims(not_stored=set()),
         ]
@@ -212,9 +229,10 @@ class Trial:
         say(f"Run 2: a chat more for each number, and a token that {REFUSED} refuses ...")
         run_id = self._airflow.trigger()
         sync = self._airflow.wait("a sync on worker two", lambda: self._in_progress("two"))
+        runs_before = len(self._run_log(sync.number)) - 1
         send(sync.parent, signal.SIGKILL)
         killed_at = time.monotonic()
-        self._airflow.wait("the end of linq-etl", lambda: sync not in self._syncs("two") or None)
+        self._airflow.wait("the end of linq-etl", lambda: self._has_ended(sync) or None)
         survived = time.monotonic() - killed_at
         say(f"Killed the task of {sync.number}, and nothing else; linq-etl ended with it.")
         run = self._end(run_id)
@@ -226,12 +244,12 @@ class Trial:
             ),
             claim("so Airflow calls the run failed", run.state == "failed"),
             claim("no other number failed", len(run.having("success")) == len(NUMBERS) - 1),
-            claim("the killed task was tried again", len(run.workers(sync.number)) == 2),
+            claim("the killed task was tried again", len(run.workers(sync.number)) > 1),
             claim(
                 "linq-etl's run log has both its tries: abandoned, then succeeded",
-                self._run_log(sync.number)[-2:] == ["abandoned", "succeeded"],
+                _ends(self._run_log(sync.number)[runs_before:]) == RETRIED,
             ),
-            claim(f"its linq-etl outlived it by {survived:.1f} s, not more", survived < 10),
+            claim(f"its linq-etl outlived it by {survived:.1f} s, not more", survived < 3),
             *self._claims(not_stored={REFUSED}),
         ]
 
@@ -265,6 +283,9 @@ class Trial:
 
     def _syncs(self, worker: str | None = None) -> list[RunningSync]:
         return running_syncs(self._command, below=self._workers[worker] if worker else None)
+
+    def _has_ended(self, sync: RunningSync) -> bool:
+        return sync.pid not in {each.pid for each in self._syncs()}  # An orphan has a new parent.
 
     def _half_done(self, worker: str) -> list[str]:
         """The numbers that the worker is syncing of which some pages are stored, but not all."""

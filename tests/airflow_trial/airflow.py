@@ -158,12 +158,14 @@ class Airflow:
         ran = subprocess.run(
             [self._bin / "python", "-c", program, *arguments],
             env=self._environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
         if ran.returncode and failing:
-            raise TrialError(f"{failing}: {(ran.stdout + ran.stderr)[-2000:]}")
+            (self._folder / "logs/failed.log").write_text(ran.stdout)
+            raise TrialError(f"{failing}: {ran.stdout.splitlines()[-1]}")
 
     # What it is asked
 

@@ -30,7 +30,7 @@ COMMAND = os.environ.get("LINQ_DAG_COMMAND", "/srv/linq-etl/.venv/bin/linq-etl")
 SCHEDULE = os.environ.get("LINQ_DAG_SCHEDULE", "*/15 * * * *")
 # Longer than sync.lease_seconds (60): until then a machine that died may still hold the number.
 RETRY_DELAY = timedelta(seconds=float(os.environ.get("LINQ_DAG_RETRY_SECONDS", "90")))
-AT_ONCE = 4  # tasks of a run; each keeps a pace of its own, and the API sees their sum
+AT_ONCE = 4  # tasks of a run at the same time, which share the API's rate
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def sync(number: str) -> dict[str, Any]:
     """Sync one number; return its entry in the run log, and the exit code."""
     context = get_current_context()
     context["number"] = number  # for map_index_template
-    code, record = run("sync", "--phone-number", number, "--json")
+    share = ("--rate-share", f"1/{AT_ONCE}")
+    code, record = run("sync", "--phone-number", number, *share, "--json")
     entry = record["numbers"][0] if record else {}
     outcome = {"phone_number": number, **entry, "exit_code": code}
     # Pushed before anything is raised, so that `report` also hears of numbers that failed.

@@ -3,8 +3,8 @@
 # numbers of the sandbox. Then a worker is killed, a task is killed, and a number is refused. It ends
 # with a table of what happened to each number, and exits with 1 if a claim beside it does not hold.
 #
-# It takes about five minutes (with uv four), 1.5 GB of memory and 1 GB of disk. All that it makes is
-# in one temporary folder, two databases and one queue, and is removed at the end, also on Ctrl-C.
+# It takes four to six minutes, 2 GB of memory and 1 GB of disk. All that it makes is in one temporary
+# folder, two databases and one queue, and is removed at the end, also on Ctrl-C.
 #
 # $TRY_POSTGRES_URL  a server where databases may be created; default: user postgres on this machine
 # $TRY_RABBITMQ_URL  a broker; default: guest on this machine
@@ -37,7 +37,9 @@ listens "$TRY_RABBITMQ_URL" 5672 ||
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/linq-airflow.XXXXXX")
 trap 'rm -rf "$folder"' EXIT
-echo "Installing linq-etl and Airflow into $folder, each into an environment of its own ..."
+echo "Airflow will sync 20 invented phone numbers with two workers, one of which is killed. This takes four"
+echo "to six minutes, and ends with what happened to each number; Ctrl-C stops and removes everything."
+echo "Installing linq-etl and Airflow into $folder ..."
 "$PYTHON" -m venv "$folder/linq-etl"
 "$folder/linq-etl/bin/pip" install --quiet --constraint "$root/requirements.lock" "$root"
 [ -n "${TRY_AIRFLOW:-}" ] || "$here/install.sh" "$folder/airflow"
