@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import Engine, update
 
+from etl.config import PhoneNumber
 from etl.db import leases, run_log, shared_list
 from etl.db.engine import reading, writing
 from etl.db.run_log import NumberOutcome, RunOutcome
@@ -24,12 +25,8 @@ def begin(engine: Engine, at: int, *numbers: str, command: str = "sync") -> int:
     """A run that holds the numbers and has stored all of them."""
     run_id, _ = start_run(engine, *numbers, command=command, now=second(at))
     with writing(engine) as connection:
-        run_log.remember_numbers(connection, [number_of(n) for n in NUMBERS], second(at))
+        run_log.remember_numbers(connection, [PhoneNumber(n) for n in NUMBERS], second(at))
     return run_id
-
-
-def number_of(e164: str) -> run_log.PhoneNumber:
-    return run_log.PhoneNumber(e164)
 
 
 def close(

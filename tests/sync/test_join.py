@@ -192,7 +192,7 @@ def test_a_failure_that_another_run_repaired_is_none(
     holder, _ = start_run(engine, NUMBERS[1], now=database_clock(engine)())
     sandbox.faults = Faults(server_error=1)
 
-    async def fail_then_repair() -> list[RunResult]:
+    async def fail_then_repair() -> tuple[RunResult, RunResult]:
         failing = asyncio.ensure_future(run(engine, sandbox.url, *NUMBERS[:2]))
         await until(lambda: any(row["status"] == "failed" for row in rows(sync_run_numbers)))
         sandbox.faults = Faults()
