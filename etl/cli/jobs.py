@@ -122,26 +122,19 @@ def sync(  # one per option
     API refused the token. 5: the API stayed unavailable. 6: database or schema. 7: another run
     holds the numbers.
 
-    Several machines divide the numbers by --shard, or share them by --join, which never ends
-    with 7. A joined run ends when every number is finished, by whichever run.
+    Machines divide the numbers by --shard, or share them by --join, which waits until all are
+    finished and never ends with 7.
 
     \b
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --prove --require-complete
-      linq-etl sync --quiet
       linq-etl sync --shard 0/4
-      linq-etl sync --shard auto/4 --rate-share 1/8
       linq-etl sync --join --since 30m --rate-share 1/8
     """
     config = options.load_config(quiet=quiet)
     from etl.sync.number import RunOptions
-
-    if since is not None and not join:
-        raise ConfigError("--since needs --join: only joined runs leave out what is finished")
-    if shard and join:
-        raise ConfigError("--shard divides the numbers, --join shares them: use one of the two")
 
     run_options = RunOptions(
         chosen_numbers(config, chosen),
@@ -150,10 +143,22 @@ def sync(  # one per option
         require_complete=require_complete,
         allow_removals=allow_removals,
         shard=shard,
-        since=(since if since is not None else _SINCE) if join else None,
+        since=_shared_since(shard, join=join, since=since),
     )
     share = rate_share or (1 / shard.count if shard else 1.0)
     return _run(options, config, run_options, share=share, quiet=quiet, as_json=as_json)
+
+
+def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -> timedelta | None:
+    """How long ago a number may have been finished; None if the run shares none.
+
+    Raises ConfigError if the options contradict each other.
+    """
+    if since is not None and not join:
+        raise ConfigError("--since needs --join: only joined runs leave out what is finished")
+    if shard and join:
+        raise ConfigError("--shard divides the numbers, --join shares them: use one of the two")
+    return _SINCE if join and since is None else since
 
 
 @click.command(cls=MonitoredJob)

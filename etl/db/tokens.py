@@ -55,11 +55,11 @@ def last_listing(connection: Connection, base_url: str, token: Token) -> datetim
 
 
 def begin_listing(
-    connection: Connection, base_url: str, token: Token, now: datetime, *, until: datetime
+    connection: Connection, base_url: str, token: Token, *, since: datetime, until: datetime
 ) -> bool:
-    """Record that this run asks now, and expects the answer `until` then; False if another does.
+    """Record that this run asks now and expects the answer `until` then: a time ahead of the clock.
 
-    A listing counts for an hour. Until the answer is noted, its time is ahead of the clock.
+    False if another run has asked `since` then.
     """
     mine = api_pace.c.fingerprint == _fingerprint(base_url, token)
     found = connection.execute(select(api_pace.c.numbers_listed_at).where(mine)).first()
@@ -68,7 +68,7 @@ def begin_listing(
         connection.execute(insert(api_pace), row)
         return True
     due = api_pace.c.numbers_listed_at
-    is_due = or_(due.is_(None), due <= now - LISTED_EVERY, due > until)
+    is_due = or_(due.is_(None), due <= since, due > until)
     begun = connection.execute(update(api_pace).where(mine, is_due).values(numbers_listed_at=until))
     return begun.rowcount > 0 or found.numbers_listed_at == until  # whose commit was not answered
 

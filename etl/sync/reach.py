@@ -73,13 +73,16 @@ class Reach:
 
     async def _ask(self, token: Token) -> None:
         """Ask the API, unless it was asked within the hour; it need not answer."""
+        awaited: datetime | None = None
         while True:
             known = await self.transactions.read(partial(self._known, token=token))
             self._unreached[token], listed_at = known
-            if listed_at is not None and self.clock() - EVERY < listed_at <= self.clock():
+            now = self.clock()
+            if listed_at and now - EVERY < listed_at <= now and listed_at != awaited:
                 return
-            if await self._is_mine_to_ask(token):
+            if await self._is_mine_to_ask(token, awaited):
                 break
+            awaited = listed_at
             await asyncio.sleep(WAIT)
         try:
             self.budget.take()
@@ -94,12 +97,13 @@ class Reach:
             return
         await self._note(token, self._unreached[token])
 
-    async def _is_mine_to_ask(self, token: Token) -> bool:
-        """Whether no other run has asked within the hour, or does now and may get an answer yet."""
+    async def _is_mine_to_ask(self, token: Token, awaited: datetime | None) -> bool:
+        """Whether no other run asked within the hour, or its answer, `awaited` by then, is late."""
         now = self.clock()
         until = now + timedelta(seconds=self.api.timeout_seconds) + SPARE
+        since = awaited if awaited and awaited <= now else now - EVERY
         return await self.transactions.write(
-            lambda c: begin_listing(c, self.api.base_url, token, now, until=until)
+            lambda c: begin_listing(c, self.api.base_url, token, since=since, until=until)
         )
 
     async def _note(self, token: Token, unreached: Collection[str]) -> None:

@@ -31,7 +31,7 @@ from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions
 from etl.sync.progress import Progress
-from etl.sync.rates import share_rates
+from etl.sync.rates import SharedRates
 from etl.sync.reach import Reach
 from etl.sync.room import Room
 from etl.sync.shard import Shard
@@ -307,7 +307,7 @@ class _Run:
                 background.create_task(self._lease_keeper.run(context.run_id)),
             ]
             if self._shared or self._options.shard:
-                helpers.append(background.create_task(share_rates(context)))
+                helpers.append(background.create_task(self._shared_rates().run()))
             # More numbers than requests in flight, because numbers also wait for the database.
             async with asyncio.TaskGroup() as syncs:
                 for _ in range(3 * context.config.api.max_concurrency - 2):
@@ -315,6 +315,11 @@ class _Run:
             await context.writer.drain()
             for helper in helpers:
                 helper.cancel()
+
+    def _shared_rates(self) -> SharedRates:
+        context = self._context
+        base_url = context.config.api.base_url
+        return SharedRates(context.client, context.transactions, base_url, context.clock)
 
     async def _sync_each(self, take: Take) -> None:
         """Sync one number after another; the failure of one does not stop the others."""

@@ -65,6 +65,46 @@ def throttle(seconds: float | None) -> Answer:
     return lambda turn: turn.throttled(seconds)
 
 
+# A share of the rate
+
+
+def test_a_share_of_the_ceiling() -> None:
+    """A quarter of four requests a second is one; requests in flight are not shared."""
+    workers = Workers()
+    workers.pace = Pace(8, 4, share=0.25, clock=clock)
+    lane = workers.pace.lane()
+    run(workers.warm_up(lane))
+    starts = workers.run(*(workers.work(lane) for _ in range(4)))
+    assert [b - a for a, b in itertools.pairwise(starts)] == [1, 1, 1]
+    assert workers.pace.max_concurrency == 8
+
+
+def test_a_share_of_a_learned_rate() -> None:
+    """What is learned is the whole; what is used is the share."""
+    whole, half = Pace(8, clock=clock), Pace(8, share=0.5, clock=clock)
+    assert whole.lane(10).rate == half.lane(10).rate
+    lane = half.lane(10)
+    lane.lower(4)
+    assert lane.rate == pytest.approx(4 * 0.985)
+    lane.lower(100)
+    assert lane.rate == pytest.approx(4 * 0.985)
+
+
+def test_what_is_spare() -> None:
+    """Nothing while a request waits for its turn; else what may be in flight beside the others."""
+    workers = Workers(4)
+    lane = workers.pace.lane()
+    found = []
+
+    async def look() -> None:
+        for _ in range(3):
+            found.append(workers.pace.spare)
+            await asyncio.sleep(1.1)
+
+    workers.run(look(), workers.work(lane), workers.work(lane))
+    assert found == [4, 3, 4]
+
+
 # Before the first throttle
 
 

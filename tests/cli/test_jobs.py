@@ -185,6 +185,56 @@ def test_an_unknown_schema_is_left_alone() -> None:
     ]
 
 
+# sync by several machines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--since", "1h"], "--since needs --join"),
+        (["--join", "--shard", "0/2"], "--shard divides the numbers, --join shares them"),
+        (["--join", "--since", "1"], "'1' is not a time span"),
+        (["--shard", "2/2"], "There is no shard 2 of 2"),
+        (["--shard", "auto/2"], "$JOB_COMPLETION_INDEX is not set"),
+        (["--rate-share", "2/1"], "Invalid value for '--rate-share'"),
+    ],
+)
+def test_options_that_do_not_divide_the_work(arguments: list[str], says: str) -> None:
+    """Exit code 2 and a sentence about the option."""
+    refused = call("sync", *arguments, env=environment(CLOSED_PORT, "sqlite:///linq.db"))
+    assert (refused.code, refused.stdout) == (2, "")
+    assert says in refused.stderr
+
+
+def test_each_shard_has_its_numbers() -> None:
+    """All of them together are the list; a shard without numbers says so and succeeds."""
+    numbers = [f"+1312555{n:04}" for n in range(4)]
+    runs = []
+    with Sandbox(build_world(numbers=numbers, chats_per_number=3)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db", *numbers)
+        for index in range(8):
+            indexed = env | {"JOB_COMPLETION_INDEX": str(index)}
+            runs.append(call("sync", "--shard", "auto/8", "--json", env=indexed))
+    assert [run.code for run in runs] == [0] * 8
+    synced = [number["phone_number"] for run in runs for number in run.data["numbers"]]
+    assert sorted(synced) == numbers
+    empty = [run for run in runs if not run.data["numbers"]]
+    assert empty
+    for run in empty:
+        assert "no number of the list is in shard" in run.stderr
+
+
+def test_joined_runs_leave_out_what_is_finished() -> None:
+    """Unless it was finished before --since; with exit code 0 in each case."""
+    with Sandbox(build_world(chats_per_number=3)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db")
+        sizes = []
+        for arguments in ([], [], ["--since", "2h"], ["--since", "0s"], ["--rate-share", "1/2"]):
+            done = call("sync", "--join", *arguments, "--json", env=env)
+            sizes.append((done.code, done.data["numbers_total"]))
+    assert sizes == [(0, 2), (0, 0), (0, 0), (0, 2), (0, 0)]
+
+
 # backfill
 
 

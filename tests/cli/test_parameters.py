@@ -1,12 +1,14 @@
 """The types of options: what they take, and that nothing else reaches a command."""
 
+import re
 from datetime import timedelta
 
 import click
 import pytest
 
-from etl.cli.parameters import Duration, Number, WholeNumber
+from etl.cli.parameters import Duration, Number, ShardType, Share, WholeNumber
 from etl.sandbox import Sandbox, build_world
+from etl.sync.shard import Shard
 from tests.support.command import CLOSED_PORT, A, call, environment
 
 NUMBER = ("--phone-number", A)
@@ -79,6 +81,54 @@ def test_a_duration_within_bounds(text: str, fits: bool) -> None:
     else:
         with pytest.raises(click.BadParameter, match=rf"^{text} is not from 1h to 2d\.$"):
             duration.convert(text, None, None)
+
+
+def test_a_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from 0; its index can come from the environment."""
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    shards = {text: ShardType().convert(text, None, None) for text in ("0/1", "7/8", "auto/4")}
+    assert shards == {"0/1": Shard(0, 1), "7/8": Shard(7, 8), "auto/4": Shard(3, 4)}
+
+
+@pytest.mark.parametrize(
+    ("text", "index", "says"),
+    [
+        *(
+            (text, None, "is not a shard; write e.g. 0/4 or auto/4")
+            for text in ("", "1", "1/", "a/2")
+        ),
+        *((text, None, "is not a shard") for text in ("-1/2", "1/2/3", f"{ARABIC}/4", "1/999999")),
+        ("0/0", None, "0 is not from 1 to 10000 shards."),
+        ("0/10001", None, "10001 is not from 1 to 10000 shards."),
+        ("4/4", None, "There is no shard 4 of 4: they count from 0, 3 is the last one."),
+        ("1/1", None, "There is no shard 1 of 1: they count from 0, 0 is the only one."),
+        ("auto/4", None, "$JOB_COMPLETION_INDEX is not set; write the shard's index"),
+        ("auto/4", "x", "$JOB_COMPLETION_INDEX is not a whole number; write the shard's index"),
+        ("auto/4", "4", "There is no shard 4 of 4"),
+    ],
+)
+def test_other_text_is_not_a_shard(
+    text: str, index: str | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what to write."""
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    if index is not None:
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    with pytest.raises(click.BadParameter, match=re.escape(says)):
+        ShardType().convert(text, None, None)
+
+
+@pytest.mark.parametrize(("text", "share"), [("1/1", 1.0), ("1/8", 0.125), ("3/4", 0.75)])
+def test_a_share(text: str, share: float) -> None:
+    """A part of a whole."""
+    assert Share().convert(text, None, None) == share
+
+
+@pytest.mark.parametrize("text", ["", "1", "0.5", "0/4", "5/4", "1/10001", "1/0", f"1/{ARABIC}"])
+def test_other_text_is_not_a_share(text: str) -> None:
+    """Nor is nothing, or more than the whole."""
+    with pytest.raises(click.BadParameter, match=r"is not a share; write e\.g\. 1/4|is not from"):
+        Share().convert(text, None, None)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,16 @@ def test_the_status_of_a_number(engine: Engine, entries: list[Record], row: Reco
     assert status(engine) == {name: row[name] for name in NEVER}
 
 
+def test_the_last_attempt_is_what_ended_last(engine: Engine) -> None:
+    """A run that shares its numbers took this one over from a later run, which had died."""
+    store(engine, GOOD | {"finished_at": minute(3)}, DEAD)
+    with reading(engine) as connection:
+        found = number_status(connection)[1]
+    assert found == good(1, last_good_sync=minute(3), last_attempt_at=minute(3)) | {
+        "last_run_id": 1
+    }
+
+
 def test_a_number_that_ever_listed_a_chat_was_not_always_empty(engine: Engine) -> None:
     """Even if the chat is removed."""
     store(engine, GOOD)

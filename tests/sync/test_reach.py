@@ -8,6 +8,7 @@ from sqlalchemy import Engine, update
 
 from etl.db.engine import writing
 from etl.db.tables import api_pace, phone_numbers
+from etl.sync import reach
 from etl.sync.reach import EVERY, UNREACHED
 from etl.sync.run import RunResult
 from tests.support.account import Account, number_in
@@ -107,3 +108,26 @@ def test_a_list_that_was_not_read_asks_for_nothing(account: Account) -> None:
     account.api.good_pages = 0
     assert account.sync(B).exit_code == 5
     assert listings(account) == 0
+
+
+def test_a_run_that_died_while_it_asked_delays_the_next_one(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it cannot get an answer any more; then the next one asks."""
+    monkeypatch.setattr(reach, "WAIT", 0)
+    account.sync()
+    soon = account.api.clock() + timedelta(seconds=0.2)
+    with writing(account.engine) as connection:
+        connection.execute(update(api_pace).values(numbers_listed_at=soon))
+    assert end_of(account.sync(B)) == WRONG
+    assert listings(account) == 2
+
+
+def test_a_listing_far_in_the_future_does_not_count(account: Account) -> None:
+    """A wrong clock wrote it."""
+    account.sync()
+    future = account.api.clock() + timedelta(hours=1)
+    with writing(account.engine) as connection:
+        connection.execute(update(api_pace).values(numbers_listed_at=future))
+    assert end_of(account.sync(B)) == WRONG
+    assert listings(account) == 2
