@@ -71,8 +71,14 @@ def dead_runs(connection: Connection, now: datetime) -> list[int]:
     ]
 
 
-def lock_writers(connection: Connection) -> None:
-    """Wait until no other data transaction is open, and keep others waiting until this one ends."""
+def lock_writers(connection: Connection, *, everywhere: bool = False) -> None:
+    """Wait until no other data transaction is open, and keep others waiting until this one ends.
+
+    The nodes of a cluster do not wait for each other. Of two transactions that lock `everywhere`,
+    the one that commits second is refused, even if they write nothing else in common.
+    """
+    if everywhere and _move(connection, run_fences.c.run_id == WRITERS):
+        return
     lock = select(run_fences.c.run_id).where(run_fences.c.run_id == WRITERS).with_for_update()
     if connection.execute(lock).first() is None:
         connection.execute(insert(run_fences), {"run_id": WRITERS, "fence": 0})

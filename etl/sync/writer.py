@@ -122,7 +122,9 @@ class Writer:
         changes: Counter[str] = Counter()
         pages = [item for item in batch if isinstance(item, ObservedPage)]
         run_id, now = self._run_id, self._clock()
-        leases.lock_writers(connection)
+        # Two numbers may lose the same chat: the second one has to see that nobody lists it.
+        loses = any(isinstance(item, Removals) and item.gone for item in batch)
+        leases.lock_writers(connection, everywhere=loses)
         if not leases.move_fence(connection, run_id, number):
             return changes
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})

@@ -137,19 +137,33 @@ def wait_until(happened: Callable[[], object], process: subprocess.Popen[str]) -
 
 
 class HoldingSandbox(Sandbox):
-    """Answers `answers` requests for a number's list and holds back the others until `release`."""
+    """Answers `answers` requests for a number's list and holds back the others until `release`.
 
-    def __init__(self, world: World, *, answers: int, number: str = A, **options: Any) -> None:
+    The same for each of the `others`.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        answers: int,
+        number: str = A,
+        others: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(world, **options)
-        self._held = threading.Semaphore(answers)
+        self._held = {
+            f"phone_number={each.removeprefix('+')}&": threading.Semaphore(answers)
+            for each in (number, *others)
+        }
         self._released = threading.Event()
-        self._marker = f"phone_number={number.removeprefix('+')}&"
         self.holding = threading.Event()
 
     def respond(self, target: str, token: str) -> Reply | None:
-        if self._marker in target and not self._held.acquire(blocking=False):
-            self.holding.set()
-            self._released.wait(PATIENCE)
+        for marker, answers in self._held.items():
+            if marker in target and not answers.acquire(blocking=False):
+                self.holding.set()
+                self._released.wait(PATIENCE)
         return super().respond(target, token)
 
     def release(self) -> None:

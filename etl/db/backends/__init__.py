@@ -115,6 +115,12 @@ class Backend(Protocol):
     def id_table(self, ids: Iterable[int]) -> Subquery:
         """These ids as a table with one column, `id`."""
 
+    def lock_rows(self, connection: Connection, table: Table, ids: Iterable[int]) -> None:
+        """Lock the rows of these ids, if another node of a cluster could change them meanwhile.
+
+        On one server, the writers' lock keeps others from it.
+        """
+
     def fetch_rows(self, connection: Connection, query: Select[Any]) -> list[Row]:
         """The query's rows, with Python's values; faster than row by row."""
 

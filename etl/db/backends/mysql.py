@@ -43,6 +43,7 @@ from etl.db.backends.mysql_rows import (  # of this backend
     fetch_rows,  # noqa: F401
     id_table,  # noqa: F401
     insert_rows,  # noqa: F401
+    lock_rows,  # noqa: F401
     upsert_rows,  # noqa: F401
 )
 from etl.db.backends.mysql_tls import connection_arguments

@@ -58,6 +58,16 @@ def id_table(ids: Iterable[int]) -> Subquery:
 _ID_TABLE: Final = text("SELECT id FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) g")
 
 
+def lock_rows(connection: Connection, table: Table, ids: Iterable[int]) -> None:
+    """A commit of another Galera node that changes a locked row ends this transaction.
+
+    It would not end it for a row that this one has only read and is about to write.
+    """
+    given = id_table(ids)
+    rows = select(func.count()).select_from(given.join(table, table.c.id == given.c.id))
+    connection.execute(rows.with_for_update())
+
+
 def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     """Each column as one JSON text, unless a column holds texts without a bound."""
     found = query.subquery()

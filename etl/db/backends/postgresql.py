@@ -344,6 +344,10 @@ def id_table(ids: Iterable[int]) -> Subquery:
     return select(cast(elements, BigInteger).label("id")).subquery()
 
 
+def lock_rows(connection: Connection, table: Table, ids: Iterable[int]) -> None:
+    """Only one server of a cluster can be written."""
+
+
 def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     """psycopg's own rows: it converts in C, and the connection's time zone is UTC."""
     result = connection.execute(query)

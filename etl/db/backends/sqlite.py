@@ -223,6 +223,10 @@ def id_table(ids: Iterable[int]) -> Subquery:
     return select(given.c.value.label("id")).subquery()
 
 
+def lock_rows(connection: Connection, table: Table, ids: Iterable[int]) -> None:
+    """SQLite has no nodes."""
+
+
 def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     """Each column as one JSON text, whose values SQLAlchemy's types then convert."""
     found = query.subquery()

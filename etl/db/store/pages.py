@@ -18,7 +18,7 @@ from etl.db.store.memberships import store_memberships
 from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
-from etl.db.tables import rejected_records
+from etl.db.tables import chats, rejected_records
 
 MAX_REJECTED = 10_000  # rows of rejected_records per run
 Counts = dict[str, Counter[str]]  # the run log's counts by phone number
@@ -41,6 +41,8 @@ def store_pages(
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
     _store_diffs(connection, diffs, run_id, counts)
     observed = {each.chat.id: each for each in changed}
+    if observed:
+        backend(connection.dialect).lock_rows(connection, chats, observed)
     for portion in portions(connection, [*observed]):
         again = [observed[chat_id] for chat_id in portion]
         _store_diffs(connection, _diffs(connection, again, now), run_id, counts)
