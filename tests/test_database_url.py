@@ -34,7 +34,7 @@ def connect_arguments(url: str) -> dict[str, Any]:
         given.update(arguments)
         raise ConnectionError
 
-    event.listen(engine, "do_connect", catch)
+    event.listen(engine, "do_connect", catch, insert=True)
     with pytest.raises(ConnectionError):
         engine.connect()
     return given
