@@ -174,14 +174,24 @@ def engine(database_url: str, migrated_file: Path, tmp_path: Path) -> Iterator[E
     if opened.dialect.name == "mysql":
         url = make_url(database_url)
         mysql.end_sessions(url, str(url.database))
-        with opened.begin() as connection:
-            _delete_rows(connection)
-        with opened.begin() as connection:
-            for table in metadata.sorted_tables:
-                if table.autoincrement_column is not None:
-                    connection.exec_driver_sql(f"ALTER TABLE {table.name} AUTO_INCREMENT = 1")
+        _empty_mysql(opened)
     yield opened
     opened.dispose()
+
+
+def _empty_mysql(engine: Engine) -> None:
+    """Empty the tables that were used: a look at them is faster than to change them."""
+    with engine.begin() as connection:
+        # A table whose counter never moved has no rows.
+        used = connection.exec_driver_sql(
+            "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = DATABASE() AND auto_increment > 1"
+        ).scalars()
+        counted = set(used)
+        _delete_rows(connection)
+    with engine.begin() as connection:
+        for table in counted:
+            connection.exec_driver_sql(f"ALTER TABLE {table} AUTO_INCREMENT = 1")
 
 
 def _delete_rows(connection: Connection) -> None:

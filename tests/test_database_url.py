@@ -5,10 +5,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import event
 from sqlalchemy.engine import make_url
 
 from etl.config.database_url import normalised
+from etl.db.backends import mysql
 from etl.db.engine import describe, missing_file, open_engine
 from etl.errors import ConfigError
 from tests.support.command import call, select
@@ -30,12 +30,12 @@ def connect_arguments(url: str) -> dict[str, Any]:
     engine = open_engine(normalised(url))
     given: dict[str, Any] = {}
 
-    def catch(_dialect: Any, _record: Any, _args: Any, arguments: dict[str, Any]) -> None:
+    def catch(**arguments: Any) -> None:
         given.update(arguments)
         raise ConnectionError
 
-    event.listen(engine, "do_connect", catch)
-    with pytest.raises(ConnectionError):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(mysql, "connect", catch)
         engine.connect()
     return given
 

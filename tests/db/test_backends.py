@@ -9,6 +9,7 @@ from etl.db.backends import backend
 from etl.db.engine import reading, writing
 from etl.db.tables import chats
 from tests.support.builders import NOON, Rows, minute, row_of
+from tests.support.marks import only_mysql
 
 NAMES = ("id", "display_name", "extra", "first_seen_at", "changed_at")
 
@@ -57,6 +58,20 @@ def test_stored_rows_are_found_by_id(engine: Engine) -> None:
             (3, "'3'\t\\", None, {"a": [1, "é"]}, NOON, None),
         ]
         assert find() == []
+
+
+@only_mysql
+def test_rows_that_the_server_cuts_off_are_read_one_by_one(engine: Engine) -> None:
+    """Wherever it cuts the text of a column, which can leave a shorter list or another number."""
+    insert_chats(engine, range(7, 10_007, 1_000))
+    database = backend(engine.dialect)
+    columns = select(chats.c.id, chats.c.changed_at)
+    with reading(engine) as connection:
+        for longest in range(4, 400, 5):  # Beyond that, the whole text fits.
+            connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {longest}")
+            found = database.fetch_rows(connection, columns)
+            assert sorted(found) == [(number, NOON) for number in range(7, 10_007, 1_000)]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("count", [0, 1, 1_001])

@@ -102,7 +102,9 @@ def connect(url: str | URL, **options: Any) -> "pymysql.Connection[Any]":
         "unix_socket": parts.query.get("unix_socket"),
     }
     arguments: dict[str, Any] = {name: value for name, value in given.items() if value}
-    return pymysql.connect(**arguments, charset="utf8mb4", autocommit=True, **options)
+    # For encryption, PyMySQL would load the system's certificates each time.
+    options = {"ssl_disabled": True, "charset": "utf8mb4", "autocommit": True, **options}
+    return pymysql.connect(**arguments, **options)
 
 
 def execute(url: str | URL, statement: str) -> list[tuple[Any, ...]]:

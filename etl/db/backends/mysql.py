@@ -5,7 +5,6 @@ import socket
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 import pymysql
@@ -46,7 +45,7 @@ from etl.db.backends.mysql_rows import (  # of this backend
     lock_rows,  # noqa: F401
     upsert_rows,  # noqa: F401
 )
-from etl.db.backends.mysql_tls import connection_arguments
+from etl.db.backends.mysql_tls import connect, connection_arguments
 from etl.db.tables.base import VERSION_TABLE
 from etl.errors import DatabaseUnavailableError
 
@@ -120,14 +119,19 @@ def create_engine(url: URL) -> Engine:
         isolation_level="READ COMMITTED",
         connect_args=arguments,
     )
-    _, from_url = engine.dialect.create_connect_args(engine.url)
-    event.listen(engine, "connect", partial(_prepare, {**from_url, **arguments}))
+    event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "connect", _prepare)
     event.listen(engine, "reset", _release_locks)
     return engine
 
 
-def _prepare(arguments: dict[str, Any], driver: Any, _record: Any) -> None:
+def _connect(_dialect: Any, _record: Any, _: Any, arguments: dict[str, Any]) -> Any:
+    driver: Any = connect(**arguments)
     driver.arguments = arguments  # for another connection, to end a statement of this one
+    return driver
+
+
+def _prepare(driver: Any, _record: Any) -> None:
     if driver.unix_socket is None:
         driver._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _TCP.items():
@@ -288,7 +292,7 @@ def cancel(driver: Any) -> None:
     """By another connection. The server would finish the statement of a closed one."""
     with suppress(pymysql.Error, OSError):
         arguments = driver.arguments | {"connect_timeout": 1, "read_timeout": 1}
-        with pymysql.connect(**arguments) as other, other.cursor() as cursor:
+        with connect(**arguments) as other, other.cursor() as cursor:
             cursor.execute("KILL QUERY %s", (driver.thread_id(),))
 
 

@@ -7,7 +7,6 @@ that does not fit its type; the tables' columns refuse it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -72,8 +71,11 @@ def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     """Each column as one JSON text, unless a column holds texts without a bound."""
     found = query.subquery()
     if not any(isinstance(each.type, (LongText, Json)) for each in found.c):
-        texts = connection.execute(select(*(func.json_arrayagg(each) for each in found.c))).one()
-        with suppress(msgspec.DecodeError):  # The server cut it off at max_allowed_packet.
+        result = connection.execute(select(*(func.json_arrayagg(each) for each in found.c)))
+        cursor: Any = result.cursor
+        texts = result.one()
+        # The server cuts a text at max_allowed_packet, warns, and may leave valid JSON.
+        if not cursor.warning_count:
             return list(zip(*map(_values, found.c, texts), strict=True))
     return [tuple(row) for row in connection.execute(query)]
 

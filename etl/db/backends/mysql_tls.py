@@ -6,14 +6,42 @@ if the server can.
 """
 
 import ssl
+from functools import cache
 from typing import Any, Final
 
+import pymysql
 from sqlalchemy.engine import URL
 
-from etl.errors import ConfigError
+from etl.errors import ConfigError, DatabaseError
 
 _MODES: Final = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
 _NAMES: Final = {"ssl_mode", "ssl_ca", "ssl_cert", "ssl_key", "unix_socket"}
+
+
+class _Connection(pymysql.Connection):
+    """Encrypts without ssl-mode, too, but does not load the system's certificates for that.
+
+    PyMySQL loads them for each connection, which takes 50 ms, and checks nothing by them.
+    """
+
+    def _create_ssl_ctx(self, sslp: Any) -> ssl.SSLContext:
+        return sslp if isinstance(sslp, ssl.SSLContext) else _unchecked()
+
+
+@cache
+def _unchecked() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def connect(**arguments: Any) -> "pymysql.Connection[Any]":
+    """Connect. Raises DatabaseError for a kind of password that needs another package."""
+    try:
+        return _Connection(**arguments)
+    except RuntimeError as error:  # PyMySQL names the package and the kind.
+        raise DatabaseError(f"cannot log in to the database: {error}") from None
 
 
 def connection_arguments(url: URL) -> dict[str, Any]:
