@@ -34,9 +34,10 @@ def connect_arguments(url: str) -> dict[str, Any]:
         given.update(arguments)
         raise ConnectionError
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionError):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mysql, "connect", catch)
-        engine.connect()
+        with pytest.raises(ConnectionError):
+            engine.connect()
     return given
 
 
