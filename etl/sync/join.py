@@ -104,6 +104,11 @@ class SharedList:
             self._elsewhere.add(number)
 
     @property
+    def is_almost_done(self) -> bool:
+        """Whether no number is free, so that other runs wait for those that this one holds."""
+        return not self._free and not self._claimed
+
+    @property
     def size(self) -> int:
         return len(self._numbers)
 

@@ -36,7 +36,7 @@ from etl.sync.reach import Reach
 from etl.sync.room import Room
 from etl.sync.shard import Shard
 from etl.sync.summary import cause, grouped_errors
-from etl.sync.writer import Writer
+from etl.sync.writer import GATHER_LONGER_SECONDS, Writer
 
 Take = Callable[[], Awaitable[PhoneNumber | None]]  # the next number to sync; None if there is none
 
@@ -301,6 +301,8 @@ class _Run:
 
     async def _sync_all(self, take: Take) -> None:
         context = self._context
+        if self._shared or self._options.shard:
+            context.writer.gather_seconds = GATHER_LONGER_SECONDS
         async with asyncio.TaskGroup() as background:
             helpers = [
                 background.create_task(context.writer.run()),
@@ -326,6 +328,8 @@ class _Run:
         while number := await take():
             outcome = await self._sync_number(number)
             await self._context.writer.put(outcome)
+            if self._shared and self._shared.is_almost_done:
+                self._context.writer.flush()
 
     async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
         try:
