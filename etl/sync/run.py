@@ -17,7 +17,7 @@ from etl.db.engine import clock_of
 from etl.db.run_log import NumberOutcome, Record, RunOutcome
 from etl.db.tables import Status
 from etl.db.tokens import read_rates, write_rates
-from etl.db.transactions import Transactions
+from etl.db.transactions import READERS, Transactions
 from etl.errors import (
     BusyError,
     ConfigError,
@@ -36,7 +36,7 @@ from etl.sync.reach import Reach
 from etl.sync.room import Room
 from etl.sync.shard import Shard
 from etl.sync.summary import cause, grouped_errors
-from etl.sync.writer import GATHER_LONGER_SECONDS, Writer
+from etl.sync.writer import Writer
 
 Take = Callable[[], Awaitable[PhoneNumber | None]]  # the next number to sync; None if there is none
 
@@ -90,7 +90,9 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     progress: Progress,
     begun: datetime | None = None,
 ) -> RunResult:
-    transactions = Transactions(engine, patience=config.database.patience)
+    # The more processes there are, the fewer connections each one may take.
+    readers = 1 if begun or options.shard else READERS
+    transactions = Transactions(engine, patience=config.database.patience, readers=readers)
     clock = await transactions.read(clock_of)
     lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
     now = clock()
@@ -301,8 +303,6 @@ class _Run:
 
     async def _sync_all(self, take: Take) -> None:
         context = self._context
-        if self._shared or self._options.shard:
-            context.writer.gather_seconds = GATHER_LONGER_SECONDS
         async with asyncio.TaskGroup() as background:
             helpers = [
                 background.create_task(context.writer.run()),
@@ -328,8 +328,8 @@ class _Run:
         while number := await take():
             outcome = await self._sync_number(number)
             await self._context.writer.put(outcome)
-            if self._shared and self._shared.is_almost_done:
-                self._context.writer.flush()
+            if self._shared:
+                self._shared.read(number)
 
     async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
         try:

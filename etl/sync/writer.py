@@ -24,8 +24,6 @@ from etl.db.transactions import Transactions
 
 BATCH = 100
 GATHER_SECONDS = 0.1
-# Of runs that divide the numbers: they read less each, and contend for the writers' lock.
-GATHER_LONGER_SECONDS = 0.5
 MAX_QUEUE_BYTES = 32 * 1024 * 1024  # in memory; their rows take as much again
 
 Item = ObservedPage | Removals | NumberOutcome
