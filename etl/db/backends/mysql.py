@@ -30,6 +30,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
 from etl.db.backends import Examination
+from etl.db.backends.mysql_cluster import lock_upgrade, unlock_upgrade
 from etl.db.backends.mysql_errors import (
     TO_CREATE,
     TO_WRITE,
@@ -145,6 +146,9 @@ def _prepare(driver: Any, _record: Any) -> None:
 
 
 def _release_locks(driver: Any, record: Any, _state: Any) -> None:
+    if record.info.pop("has_cluster_lock", False):
+        with suppress(pymysql.Error), driver.cursor() as cursor:
+            unlock_upgrade(cursor)
     if record.info.pop("has_locks", False):
         with suppress(pymysql.Error), driver.cursor() as cursor:
             cursor.execute("DO RELEASE_ALL_LOCKS()")
@@ -184,12 +188,14 @@ def begin_migrating(connection: Connection) -> None:
     from etl.db.backends import mysql_migrations  # noqa: F401, PLC0415  # imports Alembic
 
     connection.info["has_locks"] = True
-    name = func.concat("linq-etl upgrade/", func.sha1(func.database()))
+    # MySQL allows 64 characters, and has no SHA1 since 9.6.
+    name = func.concat("linq-etl upgrade/", func.left(func.sha2(func.database(), 256), 40))
     lock = func.get_lock(name, _MIGRATION_SECONDS)
     if connection.execute(select(lock)).scalar_one() != 1:
         raise DatabaseUnavailableError(
             f"another program has upgraded this database for more than {_MIGRATION_SECONDS} s"
         )
+    connection.info["has_cluster_lock"] = lock_upgrade(connection, _MIGRATION_SECONDS)
     driver: Any = connection.connection.driver_connection
     driver._read_timeout = None
 
