@@ -10,16 +10,19 @@ another node of a cluster.
 import os
 from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, select, update
 
+from etl.db.backends import backend
 from etl.db.tables import number_leases, run_fences, sync_runs
 from etl.errors import LeaseLostError
 
 WRITERS: Final = 0  # the fence of no run: the writers' lock
 LONGEST_LEASE: Final = timedelta(hours=1)  # sync.lease_seconds allows no longer one
+CHUNK: Final = 5000  # numbers in one statement; SQLite may allow 32,766 and PostgreSQL 65,535
 _PROC: Final = Path("/proc")
 
 
@@ -125,17 +128,18 @@ def take(
 
     A number that the run holds already is no other number.
     """
-    held = {
-        row.phone_number: row
-        for row in connection.execute(
+    held: dict[str, Row[tuple[object, ...]]] = {}
+    remaining = iter(wanted)
+    while chunk := list(islice(remaining, CHUNK)):
+        rows = connection.execute(
             select(number_leases.c.phone_number, sync_runs)
             .join(sync_runs)
-            .where(number_leases.c.phone_number.in_(wanted))
+            .where(number_leases.c.phone_number.in_(chunk))
         )
-    }
-    free = [{"phone_number": n, "run_id": run_id} for n in wanted if n not in held]
-    if free:
-        connection.execute(insert(number_leases), free)
+        held |= {row.phone_number: row for row in rows}
+    if free := [(number, run_id) for number in wanted if number not in held]:
+        names = ("phone_number", "run_id")
+        backend(connection.dialect).insert_rows(connection, number_leases, names, free)
     return {number: row for number, row in held.items() if row.id != run_id}
 
 

@@ -27,6 +27,7 @@ from etl import __version__
 from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
+from etl.db.backends import backend
 from etl.db.schema import columns_of
 from etl.db.tables import (
     COUNTS,
@@ -154,14 +155,17 @@ def claim(
     holders = leases.take(connection, run_id, wanted)
     busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in holders.items()}
     held = frozenset(wanted) - busy.keys()
-    started = [{"run_id": run_id, "phone_number": n, "status": "running"} for n in sorted(held)]
     failed = [
         {"run_id": run_id, "phone_number": n, **_as_busy(holder, now)} for n, holder in busy.items()
     ]
     of_run = select(sync_run_numbers.c.phone_number).where(sync_run_numbers.c.run_id == run_id)
     if connection.execute(of_run.limit(1)).first() is None:
-        for rows in filter(None, (started, failed)):
-            connection.execute(insert(sync_run_numbers), rows)
+        if held:
+            names = ("run_id", "phone_number", "status")
+            rows = ((run_id, number, "running") for number in sorted(held))
+            backend(connection.dialect).insert_rows(connection, sync_run_numbers, names, rows)
+        if failed:
+            connection.execute(insert(sync_run_numbers), failed)
     connection.execute(
         update(sync_runs).where(sync_runs.c.id == run_id).values(numbers_total=len(wanted))
     )
@@ -320,13 +324,12 @@ def _remember_numbers(
 ) -> None:
     """Store the numbers and their labels."""
     known = {row.phone_number: row for row in connection.execute(select(phone_numbers))}
-    new = [
-        {"phone_number": number.e164, "label": number.label, "first_seen_at": now}
-        for number in numbers
-        if number.e164 not in known
-    ]
+    database = backend(connection.dialect)
+    at = database.encoders().time(now)
+    new = [(number.e164, number.label, at) for number in numbers if number.e164 not in known]
     if new:
-        connection.execute(insert(phone_numbers), new)
+        names = ("phone_number", "label", "first_seen_at")
+        database.insert_rows(connection, phone_numbers, names, new)
     for number in numbers:
         row = known.get(number.e164)
         if row and number.label and number.label != row.label:

@@ -97,6 +97,17 @@ def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
     assert claim == Claim(held=frozenset(), busy={})
 
 
+def test_more_numbers_than_a_statement_has_parameters(engine: Engine) -> None:
+    """PostgreSQL allows 65,535 in one statement; the next run sees all of them as held."""
+    numbers = [f"+1312{place:07}" for place in range(70_000)]
+    first, claim = start_run(engine, *numbers)
+    assert (len(claim.held), claim.busy) == (70_000, {})
+    with writing(engine) as connection:
+        holders = leases.take(connection, first + 1, numbers)
+    assert {row.id for row in holders.values()} == {first}
+    assert len(holders) == 70_000
+
+
 def test_a_released_number_is_free(engine: Engine) -> None:
     """A run releases some of its numbers, or all; never those of another run."""
     run_id, _ = start_run(engine, A, B, C)
