@@ -151,7 +151,7 @@ def begin_report(connection: Connection) -> None:
 
 
 def _set(connection: Connection, settings: Mapping[str, str]) -> None:
-    # A text, because to compose a dozen functions takes longer than the server's answer.
+    # As text: to compose a dozen functions takes longer than the server's answer.
     calls = ", ".join(f"set_config('{name}', :{name}, true)" for name in settings)
     connection.execute(text(f"SELECT {calls}"), settings)
 
