@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, func, select
 
 from etl.db.number_status import number_status
 from etl.db.run_log import Record
 from etl.db.tables import phone_numbers, sync_run_numbers, sync_runs
 
 _RECENT_RUNS: Final = 10_000
-_CHUNK: Final = 200  # rows that one statement looks up
+_CHUNK: Final = 50  # rows that one statement looks up: at most 50 x 50 probes of the index
 
 
 def number_attempts(connection: Connection) -> list[Record]:
@@ -59,12 +59,16 @@ def _entries(
     """These rows of the run log, with the starts of their runs."""
     found: dict[tuple[int, str], Record] = {}
     entry = sync_run_numbers.c
-    remaining = iter(keys)
+    wanted = set(keys)
+    remaining = iter(sorted(wanted))
     while chunk := list(islice(remaining, _CHUNK)):
-        # Not as (run_id, phone_number) IN …, for which SQLite reads the whole table.
-        these = (and_(entry.run_id == run, entry.phone_number == number) for run, number in chunk)
+        # Not as (run_id, phone_number) IN …, for which SQLite reads the whole table, nor as pairs
+        # joined by OR, for which PostgreSQL does so without bitmap scans.
+        runs, numbers = {run for run, _ in chunk}, {number for _, number in chunk}
         rows = connection.execute(
-            select(sync_run_numbers, sync_runs.c.started_at).join(sync_runs).where(or_(*these))
+            select(sync_run_numbers, sync_runs.c.started_at)
+            .join(sync_runs)
+            .where(entry.run_id.in_(sorted(runs)), entry.phone_number.in_(sorted(numbers)))
         )
         found |= {(row["run_id"], row["phone_number"]): dict(row) for row in rows.mappings()}
-    return found
+    return {key: found[key] for key in wanted & found.keys()}

@@ -13,7 +13,6 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     RowMapping,
     Update,
     and_,
@@ -43,6 +42,10 @@ Record = dict[str, Any]
 
 # A number that ended like this was synced.
 GOOD: Final[tuple[Status, ...]] = ("succeeded", "partial")
+_OF_ENTRY: Final = (
+    *("run_id", "status", "finished_at", "completeness", "reason"),
+    *("total_count", "first_page", "pages"),
+)
 _NEWEST: Final = 8  # runs of one number that may have ended in another order than they began
 # How the reason of a number begins that was not read to its end because the requests ran out.
 BUDGET_REASON: Final = "budget"
@@ -243,14 +246,14 @@ def note_first_page(
     connection.execute(_update_number(run_id, phone_number).values(first_page=first_page))
 
 
-def _last_entry(connection: Connection, phone_number: str, run_id: int) -> Row[Any] | None:
+def _last_entry(connection: Connection, phone_number: str, run_id: int) -> Any:
     """What ended last in another run. That need not be the newest one: a run can claim late.
 
     A run that found the number busy did nothing with it.
     """
     table = sync_run_numbers
     newest = connection.execute(
-        select(table, sync_runs.c.command)
+        select(*(table.c[name] for name in _OF_ENTRY), sync_runs.c.command)
         .join(sync_runs)
         .where(table.c.phone_number == phone_number, table.c.run_id != run_id)
         .where(func.coalesce(table.c.error_kind, "") != BusyError.kind)

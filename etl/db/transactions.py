@@ -48,13 +48,14 @@ class Transactions:
         *,
         patience: float,
         run_id: int | None = None,
+        readers: int = READERS,
         wait: wait_base = _WAIT,
     ) -> None:
         self.engine = engine
         self.run_id = run_id
         self._patience = patience
         self._wait = wait
-        self._readers = asyncio.Semaphore(READERS)
+        self._readers = asyncio.Semaphore(readers)
         self._calls: set[_Call] = set()
         self._is_ending = False
 

@@ -28,6 +28,8 @@ WINDOW: Final = 200  # numbers that one claim looks at
 TICK: Final = 0.1  # seconds between two claims, or until a request can start
 REVIEW: Final = 5.0  # seconds between two looks at what other runs hold, while numbers are free
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 5.0  # seconds between two such looks when none is free
+# One batch is written at a time, so the more runs there are, the longer each gathers its own.
+GATHER_PER_RUN, SHORTEST_GATHER, LONGEST_GATHER = 0.06, 0.3, 5.0  # seconds
 SECONDS_PER_RUN: Final = 0.1  # of the longest wait
 LOG_EVERY: Final = 60.0  # seconds of waiting
 
@@ -57,6 +59,7 @@ class SharedList:
         self._free: list[str] = []  # as far as is known, in the order of claims
         self._claimed: list[str] = []
         self._active: set[str] = set()  # claimed and not closed
+        self._reading: set[str] = set()  # of these, the ones whose end is not queued yet
         self._elsewhere: set[str] = set()  # with other runs, or failed
         self._tried = 0
         self._own: dict[str, Failure] = {}
@@ -72,7 +75,8 @@ class SharedList:
         await transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
         runs = await transactions.read(shared_list.open_runs)
         first = min([*runs, self._context.run_id])
-        self._workers, self._run = max(len(runs), 1), self._run._replace(first_run=first)
+        self._run = self._run._replace(first_run=first)
+        self._count_workers(runs)
         since = self._run.since
         self._free = await transactions.read(
             lambda c: shared_list.unfinished(c, self._numbers, since)
@@ -102,6 +106,12 @@ class SharedList:
         if outcome.status not in GOOD or outcome.completeness is None:
             self._own[number] = Failure(outcome.error_kind, outcome.error_detail or outcome.reason)
             self._elsewhere.add(number)
+
+    def read(self, number: PhoneNumber) -> None:
+        """Record that the number's outcome is queued; the last ones are stored at once."""
+        self._reading.discard(number.e164)
+        if not self._free and not self._reading:
+            self._context.writer.flush()
 
     @property
     def size(self) -> int:
@@ -164,6 +174,7 @@ class SharedList:
         self._tried += len(taken)
         self._claimed += taken
         self._active.update(taken)
+        self._reading.update(taken)
         known = {*taken, *(number for number in window if not standing.is_free(number))}
         self._free = [number for number in self._free if number not in known]
         self._elsewhere |= known - {*taken} - standing.finished
@@ -197,7 +208,7 @@ class SharedList:
         await self._lease_keeper.close_dead_runs()
         look = partial(self._look, numbers=sorted(self._elsewhere))
         runs, standing = await self._context.transactions.read(look)
-        self._workers = max(len(runs), 1)
+        self._count_workers(runs)
         self._reviewed = self._monotonic()
         self._elsewhere -= standing.finished
         self._own = {n: own for n, own in self._own.items() if n not in standing.finished}
@@ -208,6 +219,11 @@ class SharedList:
             number: self._own.get(number) or standing.failures[number][-1]
             for number in self._elsewhere - standing.held - standing.mine
         }
+
+    def _count_workers(self, runs: Sequence[int]) -> None:
+        self._workers = max(len(runs), 1)
+        gather = min(max(self._workers * GATHER_PER_RUN, SHORTEST_GATHER), LONGEST_GATHER)
+        self._context.writer.gather_seconds = gather
 
     def _look(
         self, connection: Connection, numbers: Sequence[str]

@@ -17,7 +17,7 @@ from etl.db.engine import clock_of
 from etl.db.run_log import NumberOutcome, Record, RunOutcome
 from etl.db.tables import Status
 from etl.db.tokens import read_rates, write_rates
-from etl.db.transactions import Transactions
+from etl.db.transactions import READERS, Transactions
 from etl.errors import (
     BusyError,
     ConfigError,
@@ -90,7 +90,9 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     progress: Progress,
     begun: datetime | None = None,
 ) -> RunResult:
-    transactions = Transactions(engine, patience=config.database.patience)
+    # The more processes there are, the fewer connections each one may take.
+    readers = 1 if begun or options.shard else READERS
+    transactions = Transactions(engine, patience=config.database.patience, readers=readers)
     clock = await transactions.read(clock_of)
     lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
     now = clock()
@@ -326,6 +328,8 @@ class _Run:
         while number := await take():
             outcome = await self._sync_number(number)
             await self._context.writer.put(outcome)
+            if self._shared:
+                self._shared.read(number)
 
     async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
         try:

@@ -44,6 +44,7 @@ class Writer:
         usage: Mapping[str | None, ApiUsage],
         on_closed: Callable[[NumberOutcome], None] = lambda _: None,
     ) -> None:
+        self.gather_seconds = GATHER_SECONDS
         self._on_closed = on_closed
         self._changes: Counter[str] = Counter()
         self._transactions = transactions
@@ -64,6 +65,11 @@ class Writer:
                 await self._room.wait_for(lambda: self._fits(item))
                 self._queued_bytes += item.page.size
         await self._queue.put(item)
+
+    def flush(self) -> None:
+        """Write what is queued as soon as the transaction in progress has ended."""
+        if not self._queue.full():
+            self._queue.put_nowait(None)
 
     async def drain(self) -> None:
         """Wait until everything queued is stored."""
@@ -107,7 +113,7 @@ class Writer:
                 while len(batch) < BATCH and (item := await self._queue.get()):
                     batch.append(item)
                     if len(batch) == 1:
-                        timeout.reschedule(asyncio.get_running_loop().time() + GATHER_SECONDS)
+                        timeout.reschedule(asyncio.get_running_loop().time() + self.gather_seconds)
         except TimeoutError:
             return batch
         if len(batch) < BATCH:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import make_url
 
 from etl.sandbox import Sandbox, World, build_world
-from tests.support import postgres
+from tests.support import mysql, postgres
 from tests.support.builders import A, B
 from tests.support.command import Ended, call, environment, execute, held, select, snapshot, stored
 
@@ -41,6 +41,16 @@ def role_database(postgres_server: str) -> Iterator[RoleDatabase]:
             "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
         )
         yield database
+
+
+@pytest.fixture
+def mysql_account(mysql_server: str) -> Iterator[RoleDatabase]:
+    """As `role_database`, in MariaDB or MySQL."""
+    with mysql.role(mysql_server) as account, mysql.database(mysql_server) as url:
+        account_url = make_url(url).set(
+            username=account.partition("@")[0].strip("'"), password=mysql.ROLE_PASSWORD
+        )
+        yield RoleDatabase(url, account_url.render_as_string(hide_password=False), account)
 
 
 def follow_grants(database: RoleDatabase, *command: str, env: dict[str, str]) -> list[str]:

@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
+import socket
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg.errors import IdleInTransactionSessionTimeout
 from sqlalchemy import Engine, event, insert, make_url, select, text
@@ -20,7 +20,8 @@ from etl.db.engine import database_clock, describe, open_engine, reading, writin
 from etl.db.tables import chat_handles, chats, phone_numbers
 from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 from tests.support.builders import NOON
-from tests.support.marks import only_postgres, only_sqlite
+from tests.support.marks import only_mysql, only_postgres, only_servers, only_sqlite
+from tests.support.outages import conflict, do_not_wait_for_locks
 
 SECRET = "what-people-wrote"
 
@@ -162,6 +163,33 @@ def test_postgresql_is_set_up_for_one_transaction(engine: Engine) -> None:
         )
 
 
+@only_mysql
+def test_the_settings_of_a_mysql_server_do_not_matter(engine: Engine) -> None:
+    """Each connection is strict, in UTC, and reads what is committed."""
+    query = "SELECT @@sql_mode, @@time_zone, @@tx_isolation, @@autocommit, @@character_set_client"
+    with reading(engine) as connection:
+        found = connection.exec_driver_sql(query).one()
+    assert {"STRICT_ALL_TABLES", "NO_BACKSLASH_ESCAPES"} < {*found[0].split(",")}
+    assert found[1:] == ("+00:00", "READ-COMMITTED", 0, "utf8mb4")
+
+
+@only_mysql
+def test_a_silent_network_is_noticed_within_a_minute_by_this_end(engine: Engine) -> None:
+    """A server of MySQL has no such settings for one session."""
+    with writing(engine) as connection:
+        driver: Any = connection.connection.driver_connection
+        if driver.unix_socket:
+            return
+        found = driver._sock.getsockopt
+        assert found(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count, timeout = (
+            found(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}"))
+            for name in ("KEEPIDLE", "KEEPINTVL", "KEEPCNT", "USER_TIMEOUT")
+        )
+    assert idle + interval * count <= 60
+    assert timeout <= 60_000
+
+
 @only_postgres
 def test_a_silent_network_is_noticed_within_a_minute(engine: Engine) -> None:
     """By either end: after a power failure or in a firewall, nothing closes a connection."""
@@ -248,13 +276,17 @@ def test_an_unreachable_server_is_named_without_the_password() -> None:
     )
 
 
-@only_postgres
+@only_servers
 def test_a_missing_database_is_named(database_url: str) -> None:
-    """In the server's words."""
+    """In the server's words, or with the statement that creates it."""
     elsewhere = make_url(database_url).set(database="nowhere_to_be_found")
     message = error_of(elsewhere.render_as_string(hide_password=False))
-    assert 'database "nowhere_to_be_found" does not exist' in message
-    assert "check that it runs and that database.url is right" in message
+    if elsewhere.get_backend_name() == "postgresql":
+        assert 'database "nowhere_to_be_found" does not exist' in message
+        assert "check that it runs and that database.url is right" in message
+    else:
+        statement = "CREATE DATABASE `nowhere_to_be_found` CHARACTER SET utf8mb4;"
+        assert f"There is no database `nowhere_to_be_found`. Run: {statement}" in message
 
 
 def test_a_description_hides_the_password() -> None:
@@ -279,17 +311,21 @@ def test_a_locked_file_is_explained(engine: Engine, tmp_path: Path) -> None:
     )
 
 
-@only_postgres
+@only_servers
 def test_a_held_lock_is_explained(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program holds a lock for longer than a writer waits."""
-    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    do_not_wait_for_locks(engine, monkeypatch)
     with writing(engine) as connection:
         connection.execute(insert(chats), new_chat())
         with pytest.raises(DatabaseUnavailableError) as caught, writing(engine) as other:
             other.execute(insert(chats), new_chat())
+    message = {
+        "postgresql": "canceling statement due to lock timeout",
+        "mysql": "Lock wait timeout exceeded; try restarting transaction",
+    }[engine.dialect.name]
     assert str(caught.value).startswith(
-        "the database is unavailable: canceling statement due to lock timeout; another program has "
-        "locked it for too long: wait, or end that program (postgresql"
+        f"the database is unavailable: {message}; another program has locked it for too long: "
+        f"wait, or end that program ({engine.dialect.name}"
     )
 
 
@@ -322,17 +358,15 @@ def test_a_suspension_within_a_transaction_is_explained(engine: Engine) -> None:
     )
 
 
-@only_postgres
-@pytest.mark.parametrize(
-    "error", [psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected]
-)
-def test_a_conflict_is_explained(engine: Engine, error: type[psycopg.Error]) -> None:
+@only_servers
+@pytest.mark.parametrize("kind", ["another's change", "deadlock"])
+def test_a_conflict_is_explained(engine: Engine, kind: str) -> None:
     """It is not the URL that is wrong."""
     with pytest.raises(DatabaseConflictError) as caught, writing(engine):
-        raise error("in the server's words\nDETAIL: not shown")
+        raise conflict(engine, kind)
     assert str(caught.value).startswith(
         "the database is unavailable: in the server's words; other transactions won several times "
-        "in a row: run again (postgresql"
+        f"in a row: run again ({engine.dialect.name}"
     )
 
 
@@ -347,12 +381,18 @@ def test_a_violated_constraint_shows_no_data(engine: Engine) -> None:
     assert SECRET not in str(caught.value)
 
 
-@only_postgres
+@only_servers
 @pytest.mark.parametrize("value", [SECRET, f"{SECRET}\0", 2**70], ids=["text", "nul", "large"])
 def test_a_value_of_another_type_is_not_shown(engine: Engine, value: Any) -> None:
     """A text for a number, a text with NUL, a number beyond 64 bits."""
+    statement = {
+        "postgresql": text("SELECT CAST(:value AS bigint)"),
+        "mysql": text("UPDATE chats SET message_count = :value"),
+    }[engine.dialect.name]
+    with writing(engine) as connection:
+        connection.execute(insert(chats), new_chat())
     with pytest.raises(DatabaseError) as caught, writing(engine) as connection:
-        connection.execute(text("SELECT CAST(:value AS bigint)"), {"value": value})
+        connection.execute(statement, {"value": value})
     assert SECRET not in str(caught.value)
     assert str(2**70) not in str(caught.value)
 

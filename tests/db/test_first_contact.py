@@ -33,7 +33,7 @@ from tests.support.command import (
     stored,
     wait_until,
 )
-from tests.support.marks import only_postgres
+from tests.support.marks import only_servers
 
 CLOSED_SERVER = "postgresql://ada@127.0.0.1:1/linq"
 
@@ -72,7 +72,7 @@ def upgrade_after_statement(number: int, engine: Engine, url: str) -> None:
 # A run that starts while others do
 
 
-@only_postgres
+@only_servers
 @pytest.mark.parametrize("statement", range(1, 6))
 def test_another_run_may_create_the_tables_during_the_check(
     database_url: str, statement: int

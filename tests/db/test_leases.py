@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import Engine, delete, select, update
 
 from etl.db import leases
-from etl.db.backends import backend, postgresql
+from etl.db.backends import backend
 from etl.db.engine import open_engine, reading, writing
 from etl.db.run_log import Claim
 from etl.db.tables import number_leases, run_fences, sync_run_numbers, sync_runs
 from etl.errors import DatabaseUnavailableError, LeaseLostError
 from tests.support.builders import NOON, A, B, C, close_dead_runs, second, start_run
-from tests.support.marks import only_postgres
+from tests.support.marks import only_servers
+from tests.support.outages import do_not_wait_for_locks, session_of
 
 ROOT = Path(leases.__file__).parents[2]
 
@@ -227,10 +228,10 @@ def test_the_writers_lock_is_made_if_it_is_missing(engine: Engine) -> None:
         assert connection.execute(select(run_fences.c.run_id)).scalars().all() == [leases.WRITERS]
 
 
-@only_postgres
+@only_servers
 def test_one_run_writes_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the first to commit."""
-    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    do_not_wait_for_locks(engine, monkeypatch)
     with writing(engine) as connection:
         leases.lock_writers(connection)
         with pytest.raises(DatabaseUnavailableError), writing(engine) as other:
@@ -239,12 +240,12 @@ def test_one_run_writes_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatc
         leases.lock_writers(other)
 
 
-@only_postgres
+@only_servers
 def test_a_run_starts_and_lives_beside_a_batch_that_stays_open(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another run's, and its own: only its next batch waits for the writers' lock."""
-    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    do_not_wait_for_locks(engine, monkeypatch)
     stalled, _ = start_run(engine, A)
     with writing(engine, stalled) as batch:
         leases.lock_writers(batch)
@@ -259,7 +260,7 @@ def test_a_run_starts_and_lives_beside_a_batch_that_stays_open(
     assert close_dead_runs(engine, second(71)) == [stalled]
 
 
-@only_postgres
+@only_servers
 def test_the_session_of_a_stalled_run_is_ended(engine: Engine) -> None:
     """Its batch is rolled back and it can be closed; no session but its own is ended."""
     stalled, _ = start_run(engine, A)
@@ -271,7 +272,7 @@ def test_the_session_of_a_stalled_run_is_ended(engine: Engine) -> None:
     def write_while_it_is_ended() -> None:
         with writing(engine, stalled) as batch:
             leases.move_fence(batch, stalled, 1)
-            found.append([batch.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()])
+            found.append([session_of(batch)])
             with writing(engine, other) as connection:
                 leases.move_fence(connection, other, 1)
                 found.append(end_sessions(connection, f"linq-etl/{stalled}"))
@@ -287,11 +288,14 @@ def test_the_session_of_a_stalled_run_is_ended(engine: Engine) -> None:
         leases.move_fence(connection, stalled, 1)
 
 
-@only_postgres
-def test_a_run_of_another_database_is_not_ended(engine: Engine, postgres_server: str) -> None:
+@only_servers
+def test_a_run_of_another_database_is_not_ended(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
     """Its id is the same; neither is it named as the holder of a lock."""
     database = backend(engine.dialect)
-    elsewhere = open_engine(postgres_server)
+    kind = {"postgresql": "postgres", "mysql": "mysql"}[engine.dialect.name]
+    elsewhere = open_engine(request.getfixturevalue(f"{kind}_server"))
     with writing(elsewhere, 1) as theirs, writing(engine) as connection:
         assert database.end_sessions(connection, "linq-etl/1") == []
         assert database.lock_holders(connection) == []

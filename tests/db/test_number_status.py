@@ -154,8 +154,12 @@ def test_an_older_schema_has_the_last_good_sync(engine: Engine) -> None:
     """What only the view tells is null."""
     store(engine, GOOD, UNPROVED, AWAY)
     with engine.connect() as connection:
+        if engine.dialect.name == "mysql":  # It commits; the database is that of other tests.
+            _, view, *_ = connection.execute(text("SHOW CREATE VIEW number_status")).one()
         connection.execute(text("DROP VIEW number_status"))  # Rolled back at the end.
         other, found = number_status(connection)
+        if engine.dialect.name == "mysql":
+            connection.exec_driver_sql(view.replace("%", "%%"))
     unknown = [name for name in NEVER if name.startswith(("last_a", "last_s", "last_e"))]
     nulls = dict.fromkeys([*unknown, "failing_since", "always_empty"])
     assert (other.pop("last_run_id"), found.pop("last_run_id")) == (None, None)

@@ -31,7 +31,7 @@ from etl.db.transactions import Transactions
 from etl.errors import DatabaseError
 from tests.support.account import Account
 from tests.support.builders import A, B, C, Row, Rows, start_run
-from tests.support.marks import only_postgres
+from tests.support.marks import only_servers
 from tests.support.outages import failing_commits
 
 T = TypeVar("T")
@@ -387,7 +387,7 @@ def test_a_sync_goes_on_between_two_transactions(engine: Engine, rows: Rows) -> 
     assert runs_in(rows) == [5, 6, 40, *started]
 
 
-@only_postgres
+@only_servers
 @pytest.mark.usefixtures("history")
 def test_a_batch_that_is_being_written_is_not_waited_for(engine: Engine, rows: Rows) -> None:
     """The writers' lock is not taken, and the rows of the running sync are not touched."""

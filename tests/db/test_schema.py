@@ -31,7 +31,7 @@ from etl.db.tables import REVISION, VERSION_TABLE, metadata
 from etl.db.types import BigKey, UtcDateTime
 from etl.errors import DatabaseError, SchemaError
 from tests.support.builders import NOON, A
-from tests.support.marks import only_postgres
+from tests.support.marks import only_servers
 
 CONTRACT = {
     "chats": "id display_name service is_group message_count extra "
@@ -423,9 +423,9 @@ def test_a_comment_names_every_value(column: Column[str], values: object) -> Non
     assert [value for value in get_args(values) if value not in (column.comment or "")] == []
 
 
-@only_postgres
+@only_servers
 def test_the_comments_are_in_the_catalog(built: Engine) -> None:
-    """PostgreSQL stores the comments, so that an analyst's tool can show them."""
+    """A server stores the comments, so that an analyst's tool can show them."""
     catalog = inspect(built)
     for name, table in metadata.tables.items():
         assert catalog.get_table_comment(name)["text"] == table.comment

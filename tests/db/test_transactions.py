@@ -7,27 +7,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, insert, text
 from tenacity import wait_fixed, wait_none
 
 from etl import log
 from etl.db import leases, transactions
-from etl.db.backends import postgresql
 from etl.db.engine import writing
 from etl.db.tables import chats
 from etl.db.transactions import CONFLICT_TRIES, Transactions
 from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailableError
 from tests.support.builders import NOON, A, Rows, start_run
-from tests.support.marks import only_postgres
-from tests.support.outages import Failing, lost_answers, never_end, outage
+from tests.support.marks import only_servers
+from tests.support.outages import (
+    Failing,
+    conflict,
+    do_not_wait_for_locks,
+    lost_answers,
+    never_end,
+    outage,
+    session_of,
+)
 
-CONFLICTS = [
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.UniqueViolation,
-]
+CONFLICTS = ["another's change", "deadlock", "unique key"]
 FOREVER = wait_fixed(3600)
 
 
@@ -60,26 +62,24 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 # Repeated
 
 
-@only_postgres
+@only_servers
 @pytest.mark.parametrize("times", [1, 2, CONFLICT_TRIES - 1])
-@pytest.mark.parametrize("conflict", CONFLICTS)
+@pytest.mark.parametrize("kind", CONFLICTS)
 def test_a_conflict_repeats_the_transaction(
-    engine: Engine, rows: Rows, conflict: type[Exception], times: int
+    engine: Engine, rows: Rows, kind: str, times: int
 ) -> None:
     """From its start, until it is committed, without waiting for the database."""
-    add = Failing(add_a_chat, *(conflict() for _ in range(times)))
+    add = Failing(add_a_chat, *[conflict(engine, kind)] * times)
     assert write(engine, add, patience=0) == "added"
     assert add.calls == times + 1
     assert len(rows(chats)) == 1
 
 
-@only_postgres
-@pytest.mark.parametrize("conflict", CONFLICTS)
-def test_a_conflict_that_does_not_end_is_an_error(
-    engine: Engine, rows: Rows, conflict: type[Exception]
-) -> None:
+@only_servers
+@pytest.mark.parametrize("kind", CONFLICTS)
+def test_a_conflict_that_does_not_end_is_an_error(engine: Engine, rows: Rows, kind: str) -> None:
     """With the exit code of the database, after a few tries."""
-    add = Failing(add_a_chat, *(conflict() for _ in range(99)))
+    add = Failing(add_a_chat, *[conflict(engine, kind)] * 99)
     with pytest.raises(DatabaseConflictError) as caught:
         write(engine, add)
     assert (caught.value.exit_code, add.calls) == (6, CONFLICT_TRIES)
@@ -142,17 +142,18 @@ def test_waiting_is_logged_once(engine: Engine, caplog: pytest.LogCaptureFixture
     assert outage(engine).args[-1] in fields["reason"]
 
 
-@only_postgres
+@only_servers
 def test_the_holder_of_a_lock_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its run and its server process, so that an operator can end it."""
-    monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+    """By its run and its server process or session, so that an operator can end it."""
+    do_not_wait_for_locks(engine, monkeypatch)
     run_id, _ = start_run(engine, A)
     with writing(engine, run_id) as stalled:
         leases.lock_writers(stalled)
-        process = stalled.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        session = session_of(stalled)
         with pytest.raises(DatabaseUnavailableError) as caught:
             write(engine, leases.lock_writers, patience=0)
-    holder = f"linq-etl/{run_id} (server process {process})"
+    kind = {"postgresql": "process", "mysql": "session"}[engine.dialect.name]
+    holder = f"linq-etl/{run_id} (server {kind} {session})"
     assert str(caught.value).endswith(f"; open transactions: {holder}")
 
 

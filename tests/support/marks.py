@@ -7,6 +7,7 @@ import pytest
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+only_servers = pytest.mark.parametrize("database_url", ["postgresql", "mysql"], indirect=True)
 only_mysql = pytest.mark.parametrize("database_url", ["mysql"], indirect=True)
 
 

@@ -81,13 +81,14 @@ def database(server_url: str, *, collation: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def role(server_url: str) -> Iterator[str]:
-    """The name of a new user with a password, who may only log in."""
+    """A new account with a password, which may only log in, from this machine: 'name'@'host'."""
     name = f"linq_etl_test_{uuid.uuid4().hex[:16]}"  # MySQL's names have up to 32 characters.
-    execute(server_url, f"CREATE USER {name} IDENTIFIED BY '{ROLE_PASSWORD}'")
+    account = f"'{name}'@'{make_url(server_url).host}'"
+    execute(server_url, f"CREATE USER {account} IDENTIFIED BY '{ROLE_PASSWORD}'")
     try:
-        yield name
+        yield account
     finally:
-        execute(server_url, f"DROP USER {name}")
+        execute(server_url, f"DROP USER {account}")
 
 
 def connect(url: str | URL, **options: Any) -> "pymysql.Connection[Any]":

@@ -7,7 +7,10 @@ from typing import Any
 
 import psycopg
 import pymysql
+import pytest
 from sqlalchemy import Connection, Engine, event, text
+
+from etl.db.backends import postgresql
 
 
 def outage(engine: Engine) -> Exception:
@@ -19,6 +22,42 @@ def outage(engine: Engine) -> Exception:
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorname = "SQLITE_BUSY"
     return error
+
+
+_SAID = "in the server's words"
+_CONFLICTS: dict[str, dict[str, Exception]] = {
+    "postgresql": {
+        "another's change": psycopg.errors.SerializationFailure(f"{_SAID}\nDETAIL: not shown"),
+        "deadlock": psycopg.errors.DeadlockDetected(f"{_SAID}\nDETAIL: not shown"),
+        "unique key": psycopg.errors.UniqueViolation(_SAID),
+    },
+    "mysql": {
+        "another's change": pymysql.err.OperationalError(1020, _SAID),
+        "deadlock": pymysql.err.OperationalError(1213, _SAID),
+        "unique key": pymysql.err.IntegrityError(1062, _SAID),
+    },
+}
+
+
+def conflict(engine: Engine, kind: str) -> Exception:
+    """The driver's error when another transaction won."""
+    return _CONFLICTS[engine.dialect.name][kind]
+
+
+def do_not_wait_for_locks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a statement that finds a lock fail as soon as the server can."""
+    if engine.dialect.name == "postgresql":
+        monkeypatch.setitem(postgresql._SETTINGS, "lock_timeout", "10ms")
+        return
+    # With 0, SKIP LOCKED would fail in MariaDB 10.11; in MySQL the least is a second.
+    soon = "SET SESSION innodb_lock_wait_timeout = 1"
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(soon))
+
+
+def session_of(connection: Connection) -> int:
+    """The server's number for the connection."""
+    query = {"postgresql": "SELECT pg_backend_pid()", "mysql": "SELECT connection_id()"}
+    return int(connection.exec_driver_sql(query[connection.dialect.name]).scalar_one())
 
 
 @contextmanager

@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import Engine
 
 from etl.db import leases
-from etl.db.backends import postgresql
+from etl.db.backends import backend
 from etl.db.engine import writing
 from etl.db.tables import run_fences, sync_runs
 from etl.db.transactions import Transactions
 from etl.errors import DatabaseUnavailableError, LeaseLostError
 from etl.sync.lease_keeper import LeaseKeeper
 from tests.support.builders import NOON, A, B, Rows, close_dead_runs, second, start_run
-from tests.support.marks import only_postgres
-from tests.support.outages import lost_answers
+from tests.support.marks import only_servers
+from tests.support.outages import lost_answers, session_of
 
 LEASE = 60
 
@@ -126,7 +126,7 @@ def test_dead_runs_are_closed(engine: Engine, rows: Rows) -> None:
     assert [row["run_id"] for row in rows(run_fences)] == [leases.WRITERS, 3]
 
 
-@only_postgres
+@only_servers
 @pytest.mark.parametrize("may_end", [True, False])
 def test_the_session_of_a_stalled_run_is_ended(
     engine: Engine,
@@ -137,12 +137,12 @@ def test_the_session_of_a_stalled_run_is_ended(
 ) -> None:
     """It holds the writers' lock in a batch. One that another role started is left, and named."""
     if not may_end:
-        monkeypatch.setattr(postgresql, "end_sessions", lambda *_: [])
+        monkeypatch.setattr(backend(engine.dialect), "end_sessions", lambda *_: [])
     stalled, _ = start_run(engine, A)
     with suppress(DatabaseUnavailableError), writing(engine, stalled) as connection:
         leases.lock_writers(connection)
         leases.move_fence(connection, stalled, 1)
-        process = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+        process = session_of(connection)
         with caplog.at_level(logging.WARNING, "etl"):
             close(engine, second(LEASE))
         found = statuses(rows)

@@ -46,7 +46,7 @@ from tests.support.builders import (
     observed_page,
     start_run,
 )
-from tests.support.marks import only_postgres
+from tests.support.marks import only_servers
 from tests.support.outages import lost_answers
 
 DONE = NumberOutcome(
@@ -297,7 +297,7 @@ def test_a_stalled_writer_writes_no_more(engine: Engine, writer: Writer, rows: R
     assert [row["status"] for row in rows(sync_run_numbers)] == ["abandoned"] * 2 + ["running"] * 2
 
 
-@only_postgres
+@only_servers
 def test_a_writer_that_stalls_between_two_statements_writes_no_more(
     engine: Engine, writer: Writer, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,13 @@
 The servers quote values in many messages, so only the messages of known errors are shown.
 """
 
+import re
+from contextlib import suppress
 from typing import Final
 
 import pymysql
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from etl.db.backends import Outage
 
@@ -31,7 +34,9 @@ _SETUP: Final = {
     1130: "the server does not let this host connect: create a user for it",
     1049: "There is no database {database}. Run: CREATE DATABASE {database} CHARACTER SET utf8mb4;",
 }
-_NO_PRIVILEGE: Final = {1044, 1142, 1143, 1227, 1370}
+_NO_DATABASE: Final = 1044
+_ACCOUNT: Final = re.compile("'(?P<user>.*)'@'(?P<host>.*)' to database")
+_NO_PRIVILEGE: Final = {_NO_DATABASE, 1142, 1143, 1227, 1370}
 _CONFLICT_ADVICE: Final = "other transactions won several times in a row: run again"
 _LOST_ADVICE: Final = "the connection was lost: run again"
 _DISK_ADVICE: Final = "free space on its disk and run again: nothing that was stored is lost"
@@ -60,7 +65,8 @@ def explain(error: BaseException, engine: Engine) -> str | None:
         return None
     code, url = _code(error), engine.url
     if code in _NO_PRIVILEGE:
-        return may_not_use(url.database or "", url.username or "", "%", creates=code != 1143)
+        user, host = _account(error, engine)
+        return may_not_use(url.database or "", user, host, creates=code != 1143)
     if code in _SETUP:
         return _SETUP[code].format(
             user=url.username or "(none)", database=quoted(url.database or "")
@@ -73,13 +79,31 @@ def explain(error: BaseException, engine: Engine) -> str | None:
     return f"the database refused a statement: error {code}" if operational else None
 
 
+def _account(error: pymysql.MySQLError, engine: Engine) -> tuple[str, str]:
+    """The user and the host of the account, which a grant must name as they are.
+
+    Only the message about a database has both: others have the host of this end.
+    """
+    if _code(error) == _NO_DATABASE and (found := _ACCOUNT.search(str(error.args[1]))):
+        return found["user"], found["host"]
+    with suppress(SQLAlchemyError), engine.connect() as connection:
+        user, _, host = connection.execute(select(func.current_user())).scalar_one().rpartition("@")
+        return user, host
+    return engine.url.username or "", "%"
+
+
 def may_not_use(database: str, user: str, host: str, *, creates: bool) -> str:
     """One grant for all tables, so that the next run is not refused another one."""
     rights = f"{TO_WRITE}, {TO_CREATE}" if creates else TO_WRITE
     return (
         f"User {user} lacks privileges on {quoted(database)}. "
-        f"Run: GRANT {rights} ON {quoted(database)}.* TO '{user}'@'{host}';"
+        f"Run: GRANT {rights} ON {quoted(database)}.* TO {_literal(user)}@{_literal(host)};"
     )
+
+
+def _literal(text: str) -> str:
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
 
 
 def quoted(name: str) -> str:

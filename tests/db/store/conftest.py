@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Connection, Engine, select, text, update
 
 from etl.db.engine import reading, writing
 from etl.db.store.batch import ObservedPage
@@ -64,6 +64,13 @@ def digests(engine: Engine) -> list[int | None]:
     """The stored digests in the order of the chats' ids."""
     with reading(engine) as connection:
         return list(connection.execute(select(chats.c.digest).order_by(chats.c.id)).scalars())
+
+
+def session_status(connection: Connection, pattern: str) -> dict[str, int]:
+    """What MySQL's session has counted, by name."""
+    query = text("SHOW SESSION STATUS LIKE :pattern")
+    found = connection.execute(query, {"pattern": pattern})
+    return {name: int(number) for name, number in found}
 
 
 def remove_everything(engine: Engine, removed_at: datetime) -> None:

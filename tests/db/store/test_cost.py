@@ -11,9 +11,9 @@ from sqlalchemy import Engine, Integer, column, event, func, select, table
 from etl.db.engine import writing
 from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import store_pages
-from tests.db.store.conftest import DATA_TABLES, EVENING, Store
+from tests.db.store.conftest import DATA_TABLES, EVENING, Store, session_status
 from tests.support.builders import NOON, chat, handle, minute, observed_page
-from tests.support.marks import only_postgres, only_sqlite
+from tests.support.marks import only_mysql, only_postgres, only_sqlite
 
 Load = Callable[[int], None]
 
@@ -70,6 +70,22 @@ def test_a_batch_reads_only_its_own_rows_in_postgresql(
         assert fetched - fetched_before < 10 * 400
         with engine.begin() as connection:
             connection.exec_driver_sql("ANALYZE")
+
+
+@only_mysql
+def test_a_batch_reads_only_its_own_rows_in_mysql(engine: Engine, load: Load, run_id: int) -> None:
+    """No table is scanned, whether the planner has statistics or not."""
+    load(3_000)
+    for first, at in ((0, minute(1)), (1000, minute(2))):
+        with writing(engine) as connection:
+            before = session_status(connection, "Handler_read_%")
+            store_pages(connection, mixed_batch(first, at), run_id=run_id, now=EVENING)
+            after = session_status(connection, "Handler_read_%")
+        found = Counter({name: after[name] - before[name] for name in after})
+        assert found["Handler_read_rnd_next"] < 8 * 400, found  # the given rows
+        assert found.total() < 18 * 400, found
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ANALYZE TABLE chats, chat_handles, chat_phone_numbers")
 
 
 @only_postgres

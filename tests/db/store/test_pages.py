@@ -17,9 +17,10 @@ from etl.db.tables import (
     chats,
     rejected_records,
 )
-from tests.db.store.conftest import DATA_TABLES, EVENING, Store, counts
+from tests.db.store.conftest import DATA_TABLES, EVENING, Store, counts, session_status
 from tests.support.builders import (
     JOINED,
+    NOON,
     A,
     B,
     Row,
@@ -34,7 +35,7 @@ from tests.support.builders import (
     observed_page,
     without,
 )
-from tests.support.marks import only_postgres, only_sqlite
+from tests.support.marks import only_mysql, only_postgres, only_sqlite
 
 UNCHANGED = chat(1, nickname={"b": [1.5, None], "a": "é"}), chat(2, chat_handles=[])
 
@@ -58,6 +59,28 @@ def test_an_empty_page_is_only_counted(store: Store, rows: Rows) -> None:
     """A number without chats is valid."""
     assert store(observed_page()) == {A: counts(chats_seen=0)}
     assert [rows(table) for table in DATA_TABLES] == [[], [], [], [], []]
+
+
+@only_mysql
+def test_unchanged_chats_write_no_row_in_mysql(engine: Engine, store: Store, run_id: int) -> None:
+    """The session's statements insert, update and delete nothing."""
+    writes = ("Handler_write", "Handler_update", "Handler_delete")
+    pages_at = [
+        [observed_page(*UNCHANGED, phone_number=number, at=at) for number in (A, B)]
+        for at in (NOON, minute(5), minute(6))
+    ]
+    pages_at[2].append(observed_page(chat(3), at=minute(6)))
+    store(*pages_at[0])
+    with writing(engine) as connection:
+        found = []
+        for given in pages_at[1:]:
+            before = session_status(connection, "Handler_%")
+            again = store_pages(connection, given, run_id=run_id, now=EVENING)
+            after = session_status(connection, "Handler_%")
+            found.append([after[name] - before[name] for name in writes])
+    assert found[0] == [0, 0, 0]
+    assert found[1][0] > 0
+    assert again[B] == counts(chats_seen=2, chats_unchanged=2)
 
 
 @only_postgres
