@@ -29,7 +29,7 @@ from etl.errors import DatabaseConflictError, DatabaseError, DatabaseUnavailable
 T = TypeVar("T")
 Begin = Callable[[], AbstractContextManager[Connection]]
 
-CONFLICT_TRIES = 6
+CONFLICT_TRIES = 12  # four runs that wrote the same chats on three nodes needed up to six
 READERS = 4  # at once; more would use up the connections that the server or a pooler has
 GRACE_SECONDS = 3.0  # for a transaction in progress, once it is cancelled or the run is to end
 BREAK_OFF_SECONDS = 0.5  # for its statement to end, then for its connection
