@@ -115,7 +115,7 @@ def test_a_full_disk_is_explained(server: PrivateServer) -> None:
         with suppress(pymysql.err.OperationalError):
             for _ in range(1000):
                 execute(url, "INSERT INTO filler SELECT a FROM filler LIMIT 20")
-        for number in range(40):
+        for number in range(14):
             world.edit(world.create(A), display_name="a" * 500_000, note=str(number))
         full = call("sync", env=env)
         assert full.code == 6
