@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -22,6 +22,7 @@ from etl.db.transactions import Transactions
 from etl.errors import DatabaseError, SchemaError
 from etl.sandbox import Sandbox, build_world
 from tests.db.conftest import RoleDatabase
+from tests.support import mysql
 from tests.support.builders import A, config_with
 from tests.support.command import (
     CLOSED_PORT,
@@ -43,16 +44,37 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Transactions.__init__.__kwdefaults__ or {}, "wait", wait_none())
 
 
-@pytest.fixture
-def full(role_database: RoleDatabase) -> Iterator[tuple[Engine, psycopg.Connection[Any]]]:
-    """A database that allows its role one connection, and that connection, which is open."""
-    role_database.execute(
-        "GRANT CREATE ON SCHEMA public TO {role}", "ALTER ROLE {role} CONNECTION LIMIT 1"
-    )
-    engine = open_engine(role_database.role_url)
-    with closing(psycopg.connect(role_database.role_url)) as other:
-        yield engine, other
-        engine.dispose()
+class Full(NamedTuple):
+    """A database that allows its account one connection, and that connection, which is open."""
+
+    database: RoleDatabase
+    other: Any
+    message: str
+    unlimited: str
+
+    @property
+    def url(self) -> str:
+        return self.database.role_url
+
+
+@pytest.fixture(params=["postgresql", "mysql"])
+def full(request: pytest.FixtureRequest) -> Iterator[Full]:
+    if request.param == "postgresql":
+        database = request.getfixturevalue("role_database")
+        database.execute(
+            "GRANT CREATE ON SCHEMA public TO {role}", "ALTER ROLE {role} CONNECTION LIMIT 1"
+        )
+        with closing(psycopg.connect(database.role_url)) as other:
+            unlimited = "ALTER ROLE {role} CONNECTION LIMIT -1"
+            yield Full(database, other, "too many connections for role", unlimited)
+        return
+    database = request.getfixturevalue("mysql_account")
+    limit = "ALTER USER {role} WITH MAX_USER_CONNECTIONS "
+    database.execute("GRANT ALL ON {database}.* TO {role}", f"{limit} 1")
+    other = mysql.connect(database.role_url)
+    yield Full(database, other, "it has no free connection: run again later", f"{limit} 0")
+    if other.open:
+        other.close()
 
 
 def upgrade_after_statement(number: int, engine: Engine, url: str) -> None:
@@ -90,56 +112,50 @@ def test_another_run_may_create_the_tables_during_the_check(
     engine.dispose()
 
 
-def test_a_full_server_is_waited_for(
-    full: tuple[Engine, psycopg.Connection[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_server_is_waited_for(full: Full, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log says so, once; then the tables are created."""
-    engine, other = full
+    engine = open_engine(full.url)
     logged: list[str] = []
 
     def end_other(event: str, **fields: Any) -> None:
         logged.append(f"{event} {fields['reason']}")
-        other.close()
+        full.other.close()
 
     monkeypatch.setattr(log, "warning", end_other)
     make_ready(config_with(), engine, upgrade_allowed=True)
     (line,) = logged
     assert line.startswith("waiting_for_database ")
-    assert "too many connections for role" in line
+    assert full.message in line
     assert schema.current(engine) == REVISION
+    engine.dispose()
 
 
-def test_a_server_that_stays_full_is_given_up(
-    full: tuple[Engine, psycopg.Connection[Any]],
-) -> None:
+def test_a_server_that_stays_full_is_given_up(full: Full) -> None:
     """With exit code 6."""
-    engine, _ = full
-    with pytest.raises(DatabaseError, match="too many connections for role") as caught:
+    engine = open_engine(full.url)
+    with pytest.raises(DatabaseError, match=full.message) as caught:
         make_ready(config_with(DATABASE__PATIENCE=0), engine, upgrade_allowed=True)
     assert caught.value.exit_code == 6
+    engine.dispose()
 
 
 @pytest.mark.slow  # It starts a process.
-@pytest.mark.usefixtures("full")
-def test_sigterm_ends_the_wait(role_database: RoleDatabase) -> None:
+def test_sigterm_ends_the_wait(full: Full) -> None:
     """As it ends a run, but there is no run yet to close."""
-    with waiting(environment(CLOSED_PORT, role_database.role_url)) as process:
+    with waiting(environment(CLOSED_PORT, full.url)) as process:
         process.terminate()
         assert ended(process).code == 143
 
 
 @pytest.mark.slow
-def test_a_run_starts_when_the_server_has_room(
-    full: tuple[Engine, psycopg.Connection[Any]], role_database: RoleDatabase
-) -> None:
+def test_a_run_starts_when_the_server_has_room(full: Full) -> None:
     """It creates the tables and stores everything."""
-    _, other = full
     world = build_world(chats_per_number=20)
-    with Sandbox(world) as api, waiting(environment(api, role_database.role_url, A)) as process:
-        role_database.execute("ALTER ROLE {role} CONNECTION LIMIT -1")  # A run has several.
-        other.close()
+    with Sandbox(world) as api, waiting(environment(api, full.url, A)) as process:
+        full.database.execute(full.unlimited)  # A run has several connections.
+        full.other.close()
         assert ended(process).code == 0
-    assert stored(role_database.owner_url) == held(world, [A])
+    assert stored(full.database.owner_url) == held(world, [A])
 
 
 @contextmanager
@@ -208,13 +224,22 @@ def test_what_may_be_a_wrong_url_passes_only_later(message: str, postgres_server
     engine.dispose()
 
 
+@pytest.mark.parametrize("server", ["postgres", "mysql"])
 @pytest.mark.parametrize("part", ["database", "username"])
 @pytest.mark.parametrize("command", ["sync", "verify", "status"])
-def test_a_wrong_url_is_not_waited_for(command: str, part: str, postgres_server: str) -> None:
+def test_a_wrong_url_is_not_waited_for(
+    command: str, part: str, server: str, request: pytest.FixtureRequest
+) -> None:
     """Exit code 6 at once."""
-    wrong: dict[str, Any] = {part: "nowhere_nobody"}
-    url = make_url(postgres_server).set(**wrong).render_as_string(hide_password=False)
+    wrong: dict[str, Any] = {"database": server, part: "nowhere_nobody"}
+    server_url = request.getfixturevalue(f"{server}_server")
+    url = make_url(server_url).set(**wrong).render_as_string(hide_password=False)
     failed = call(command, env=environment(CLOSED_PORT, url))
     assert (failed.code, failed.stdout) == (6, "")
-    assert '"nowhere_nobody" does not exist' in failed.stderr
+    refused = {
+        ("postgres", part): '"nowhere_nobody" does not exist',
+        ("mysql", "database"): "There is no database `nowhere_nobody`.",
+        ("mysql", "username"): "the server refused user nowhere_nobody",
+    }
+    assert refused[server, part] in failed.stderr
     assert "waiting_for_database" not in failed.stderr
