@@ -41,9 +41,10 @@ def problems(url: str, **others: str) -> list[str]:
 
 
 @pytest.fixture
-def current(engine: Engine) -> str:
+def current(engine: Engine, database_url: str) -> str:
     """The URL of a database with a current schema."""
-    return engine.url.render_as_string(hide_password=False)
+    engine.dispose()
+    return database_url
 
 
 # Every database

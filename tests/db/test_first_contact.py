@@ -71,10 +71,10 @@ def full(request: pytest.FixtureRequest) -> Iterator[Full]:
     database = request.getfixturevalue("mysql_account")
     limit = "ALTER USER {role} WITH MAX_USER_CONNECTIONS "
     database.execute("GRANT ALL ON {database}.* TO {role}", f"{limit} 1")
-    other = mysql.connect(database.role_url)
-    yield Full(database, other, "it has no free connection: run again later", f"{limit} 0")
-    if other.open:
-        other.close()
+    session = mysql.connect(database.role_url)
+    yield Full(database, session, "it has no free connection: run again later", f"{limit} 0")
+    if session.open:
+        session.close()
 
 
 def upgrade_after_statement(number: int, engine: Engine, url: str) -> None:

@@ -79,12 +79,15 @@ def test_a_server_that_cannot_hold_the_data_is_refused(
 ) -> None:
     """With the statement that changes the setting; `check` says the same."""
     url = f"{server.url}linq"
+    engine = open_engine(url)
     with pytest.raises(SchemaError) as caught:
-        schema.upgrade(open_engine(url))
+        schema.upgrade(engine)
+    engine.dispose()
     assert expected in str(caught.value)
     assert [problem for problem in problems(url) if expected in problem]
     execute(url, expected.removeprefix("Run: ").rstrip(";"))
-    schema.upgrade(open_engine(url))
+    schema.upgrade(engine)
+    engine.dispose()
 
 
 @pytest.mark.parametrize("setting", ["read_only", "tx_read_only"])
