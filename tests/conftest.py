@@ -22,11 +22,21 @@ from tests.support.marks import cannot_run
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
 _MYSQL_URL = os.environ.get(mysql.URL_VARIABLE)
+_DATABASE_TESTS = Path(__file__).parent / "db"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
 
 # The same examples each time and none saved, so that a test's outcome depends on the code alone.
 settings.register_profile("tests", derandomize=True, database=None, deadline=None)
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of what only uses the database run on MySQL with the slow ones, to save time."""
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        on_mysql = parameters and parameters.params.get("database_url") == "mysql"
+        if on_mysql and not item.path.is_relative_to(_DATABASE_TESTS):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from typing import Any, LiteralString
 from uuid import uuid4
 
 import psycopg
+import pymysql
 import pytest
 from psycopg.errors import (
     InsufficientPrivilege,
@@ -22,6 +23,7 @@ from psycopg.errors import (
     WrongObjectType,
 )
 from psycopg.sql import SQL, Composed, Identifier
+from sqlalchemy import make_url
 
 from docs import generate
 from docs.generate import ROOT
@@ -32,7 +34,7 @@ from etl.config import SECTIONS
 from etl.db.tables import VERSION_TABLE, metadata, views
 from etl.sandbox import Sandbox, World, build_world
 from tests.support import postgres
-from tests.support.command import CLOSED_PORT, COMMAND, COVERAGE, A, B, execute
+from tests.support.command import CLOSED_PORT, COMMAND, COVERAGE, A, B, call, execute, select
 
 TOKEN = "your-token"  # as the pages write it
 DEPLOYED = sorted(path for path in ROOT.glob("docs/deploy/*") if path.is_file())
@@ -385,6 +387,37 @@ def test_roles(
         finally:
             for role in (names["linq_etl"], names["analyst"]):
                 root.execute(SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(Identifier(role)))
+
+
+def test_mysql_accounts(mysql_server: str, in_sqlite: Stored) -> None:
+    """With the statements shown, one account can sync, and an analyst can read and nothing else."""
+    names = {name: f"{name}_{uuid4().hex[:16]}" for name in ("linq_etl", "analyst", "linq")}
+    shown = "".join(block.text for block in BLOCKS if block.mark == "mysql: accounts")
+    try:
+        for statement in _renamed(shown, names).decode().split(";"):
+            if statement.strip():
+                execute(mysql_server, statement)
+        server = make_url(mysql_server).set(database=names["linq"])
+
+        def url(user: str, password: str) -> str:
+            account = server.set(username=names[user], password=password)
+            return account.render_as_string(hide_password=False)
+
+        env = in_sqlite.environment() | {
+            "LINQ_ETL_DATABASE__URL": url("linq_etl", "a-long-password")
+        }
+        for _ in range(2):
+            assert call("sync", env=env).code == 0
+        analyst = url("analyst", "another-long-password")
+        for name in (*metadata.tables, *views.tables):
+            assert select(analyst, f"SELECT count(*) FROM {name}")
+            for statement in (f"DELETE FROM {name}", "CREATE TABLE mine (id INTEGER)"):
+                with pytest.raises(pymysql.err.MySQLError, match="denied"):
+                    execute(analyst, statement)
+    finally:
+        execute(mysql_server, f"DROP DATABASE IF EXISTS {names['linq']}")
+        for user in ("linq_etl", "analyst"):
+            execute(mysql_server, f"DROP USER IF EXISTS {names[user]}")
 
 
 def _grants(schema: str) -> Iterator[str]:

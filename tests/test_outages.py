@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import psycopg
+import pymysql
 import pytest
 from sqlalchemy import make_url
 
 from etl.sandbox import Sandbox, World, build_world
-from tests.support import postgres
+from tests.support import mysql, postgres
 from tests.support.builders import A, B
 from tests.support.command import (
     HoldingSandbox,
@@ -27,10 +29,16 @@ from tests.support.command import (
     wait_until,
 )
 from tests.support.marks import cannot_run
+from tests.support.mysql import NoMySqlError
+from tests.support.private_mysql import PrivateServer, private_server
 
 pytestmark = pytest.mark.slow  # Each test starts processes.
 
 LOG = Path("log")
+INSERTING = """
+    SELECT id FROM information_schema.processlist
+    WHERE db = database() AND info LIKE 'INSERT INTO chats %' AND time_ms > 100
+"""
 LEASE = "10"  # seconds, the shortest
 COPYING = """
     SELECT pid FROM pg_stat_activity
@@ -50,17 +58,67 @@ def sandbox(world: World) -> Iterator[Sandbox]:
         yield api
 
 
-@pytest.fixture
-def server(postgres_server: str) -> Iterator["Server"]:
+@pytest.fixture(params=["postgresql", "mysql"])
+def server(request: pytest.FixtureRequest) -> Iterator["Server"]:
     """A server whose processes these tests may stop."""
+    if request.param == "mysql":
+        try:
+            with private_server() as started:
+                started.execute("CREATE DATABASE linq")
+                yield MySqlServer(started)
+        except NoMySqlError as reason:
+            cannot_run(f"no MariaDB or MySQL: {reason}")
+        return
     if os.environ.get(postgres.URL_VARIABLE):
         cannot_run("the server is not the tests' own")
+    postgres_server = request.getfixturevalue("postgres_server")
     with postgres.database(postgres_server) as url:
-        yield Server(postgres_server, url)
+        yield PostgresServer(postgres_server, url)
 
 
-class Server:
+class Server(Protocol):
     """A database of the tests' own server, and ways to break it."""
+
+    url: str
+
+    def refusing(self) -> AbstractContextManager[None]:
+        """End all sessions of the database, and refuse new ones."""
+
+    def copying(self, process: subprocess.Popen[str]) -> AbstractContextManager[int]:
+        """While the run writes a batch: its session, which waits for a lock."""
+
+    def stopped(self, session: int) -> AbstractContextManager[None]:
+        """The session does not answer."""
+
+
+class MySqlServer:
+    """A server that is killed and started again."""
+
+    def __init__(self, server: PrivateServer) -> None:
+        self.url = f"{server.url}linq"
+        self._server = server
+        self.refusing = server.away
+
+    @contextmanager
+    def copying(self, process: subprocess.Popen[str]) -> Iterator[int]:
+        with closing(mysql.connect(self.url)) as other, other.cursor() as cursor:
+            other.begin()
+            cursor.execute("SELECT * FROM chats FOR UPDATE")  # Also where a row would go.
+            wait_until(lambda: select(self.url, INSERTING), process)
+            ((session,),) = select(self.url, INSERTING)
+            yield session
+            with suppress(pymysql.err.OperationalError):  # The server was killed.
+                other.rollback()
+
+    @contextmanager
+    def stopped(self, session: int) -> Iterator[None]:
+        """Sessions are threads of one process."""
+        with self._server.stopped():
+            yield
+
+
+class PostgresServer:
+    """A server whose sessions are processes."""
 
     def __init__(self, server_url: str, url: str) -> None:
         self.url = url
@@ -69,7 +127,6 @@ class Server:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """End all sessions of the database, and refuse new ones."""
         execute(self._server_url, f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS false")
         execute(
             self._server_url,
@@ -83,24 +140,23 @@ class Server:
 
     @contextmanager
     def copying(self, process: subprocess.Popen[str]) -> Iterator[int]:
-        """While the run writes a batch: the process of its session, which waits for a lock."""
         with closing(psycopg.connect(self.url)) as other:
             other.execute("LOCK TABLE chats IN SHARE MODE")
             wait_until(lambda: select(self.url, COPYING), process)
             ((session,),) = select(self.url, COPYING)
             yield session
 
-    def runs(self) -> list[tuple[str, str | None]]:
-        return select(self.url, "SELECT status, error_kind FROM sync_runs ORDER BY id")
+    @contextmanager
+    def stopped(self, session: int) -> Iterator[None]:
+        os.kill(session, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(session, signal.SIGCONT)
 
 
-@contextmanager
-def stopped(process: int) -> Iterator[None]:
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process, signal.SIGCONT)
+def runs(url: str) -> list[tuple[str, str | None]]:
+    return select(url, "SELECT status, error_kind FROM sync_runs ORDER BY id")
 
 
 @contextmanager
@@ -128,7 +184,7 @@ def test_a_process_that_stalls_in_a_batch_blocks_no_other_run(
         with server.copying(stalled):
             stalled.send_signal(signal.SIGSTOP)
         other = linq_etl("sync", env=settings(sandbox, server.url, B))
-        assert (other.code, server.runs()) == (0, [("abandoned", None), ("succeeded", None)])
+        assert (other.code, runs(server.url)) == (0, [("abandoned", None), ("succeeded", None)])
         assert stored(server.url) == held(world, [B])
         stalled.send_signal(signal.SIGCONT)
         resumed = ended(stalled)
@@ -142,12 +198,16 @@ def test_a_process_that_stalls_in_a_batch_blocks_no_other_run(
 def test_a_session_that_outlives_its_process_blocks_runs_only_while_it_stalls(
     server: Server, sandbox: Sandbox, world: World
 ) -> None:
-    """The server's process is stopped and cannot be ended; once it goes on, so does the run."""
+    """PostgreSQL's process is stopped and cannot be ended; once it goes on, so does the run.
+
+    MySQL's session is ended.
+    """
     env = settings(sandbox, server.url, A)
     assert linq_etl("db", "upgrade", env=env).code == 0
     with running("sync", env=env) as killed, ExitStack() as stall:
         session = stall.enter_context(server.copying(killed))
-        stall.enter_context(stopped(session))
+        if isinstance(server, PostgresServer):
+            stall.enter_context(server.stopped(session))
         killed.kill()
         killed.wait()
         with logging_to(LOG, settings(sandbox, server.url, B)) as other:
@@ -155,7 +215,7 @@ def test_a_session_that_outlives_its_process_blocks_runs_only_while_it_stalls(
             stall.close()
             assert ended(other).code == 0
     assert linq_etl("sync", env=env).code == 0
-    assert server.runs() == [("abandoned", None), ("succeeded", None), ("succeeded", None)]
+    assert runs(server.url) == [("abandoned", None), ("succeeded", None), ("succeeded", None)]
     assert stored(server.url) == held(world)
 
 
@@ -173,7 +233,7 @@ def test_a_run_waits_for_a_database_that_is_gone(
             wait_until(lambda: '"waiting_for_database"' in LOG.read_text(), process)
         assert ended(process).code == 0
     assert stored(server.url) == held(world)
-    assert server.runs() == [("succeeded", None)]
+    assert runs(server.url) == [("succeeded", None)]
     counted = "SELECT sum(chats_inserted), sum(handles_inserted) FROM sync_runs"
     chats = len(held(world)["chats"]), len(held(world)["handles"])
     assert select(server.url, counted) == [chats]
@@ -190,7 +250,7 @@ def test_a_run_gives_up_a_database_that_stays_away(
     assert gone.code == 6
     assert "linq-etl: the database is unavailable: " in gone.stderr
     assert linq_etl("sync", env=env).code == 0
-    assert server.runs() == [("abandoned", None), ("succeeded", None)]
+    assert runs(server.url) == [("abandoned", None), ("succeeded", None)]
     assert stored(server.url) == held(world)
 
 
@@ -200,7 +260,11 @@ def test_sigterm_ends_a_run_whose_database_does_not_answer(
     """Within ten seconds; the batch is lost, and the next run stores it."""
     env = settings(sandbox, server.url)
     assert linq_etl("db", "upgrade", env=env).code == 0
-    with running("sync", env=env) as process, server.copying(process) as session, stopped(session):
+    with (
+        running("sync", env=env) as process,
+        server.copying(process) as session,
+        server.stopped(session),
+    ):
         process.send_signal(signal.SIGTERM)
         assert ended(process, within=12).code == 143
     assert linq_etl("sync", env=env).code == 0

@@ -67,9 +67,12 @@ def _newest_run(completeness: str) -> ScalarSelect[Any]:
     """The number's newest run whose list was so complete."""
     entry = sync_run_numbers.c
     return (
-        select(func.max(entry.run_id))
+        # Not max(), for which MariaDB would read all of the number's entries.
+        select(entry.run_id)
         .where(entry.phone_number == phone_numbers.c.phone_number)
         .where(entry.completeness == completeness)
+        .order_by(entry.run_id.desc())
+        .limit(1)
         .correlate(phone_numbers)
         .scalar_subquery()
     )

@@ -106,11 +106,7 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     context = RunContext(
         config, transactions, client, writer, budget, reach, progress, run_id, clock, Room()
     )
-    shared = (
-        SharedList(context, lease_keeper, begun - options.since, begun)
-        if begun and options.since is not None
-        else None
-    )
+    shared = _shared_list(context, lease_keeper, options, begun)
     run = _Run(context, options, lease_keeper, shared)
     try:
         await run.run()
@@ -127,6 +123,14 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
         raise
     else:
         return RunResult(await run.close(run.outcome()), run.errors(), run.exit_code())
+
+
+def _shared_list(
+    context: RunContext, keeper: LeaseKeeper, options: RunOptions, begun: datetime | None
+) -> SharedList | None:
+    if begun is None or options.since is None:
+        return None
+    return SharedList(context, keeper, begun - options.since, begun)
 
 
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:

@@ -12,8 +12,8 @@ depends_on = None
 
 # An index probe for each number and completeness: one max() over them all reads the whole run log.
 PROBE = """(
-            SELECT max(r.run_id) FROM sync_run_numbers r
-            WHERE r.phone_number = n.phone_number AND r.completeness = '{}'
+            SELECT {newest} FROM sync_run_numbers r
+            WHERE r.phone_number = n.phone_number AND r.completeness = '{completeness}' {first}
         )"""
 # One look-up per column, because a planner that joins may read the whole run log.
 COLUMN = """(
@@ -37,9 +37,9 @@ WITH {latest} AS (
     SELECT p.phone_number, max(p.good_run) AS good_run, max(p.last_run) AS last_run
     FROM (
         SELECT n.phone_number, {proved} AS good_run, (
-            SELECT max(r.run_id) FROM sync_run_numbers r
+            SELECT {newest} FROM sync_run_numbers r
             WHERE r.phone_number = n.phone_number AND r.status <> 'running'
-                AND coalesce(r.error_kind, '') <> 'busy'
+                AND coalesce(r.error_kind, '') <> 'busy' {first}
         ) AS last_run
         FROM phone_numbers n
         UNION ALL
@@ -55,7 +55,7 @@ SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns},
         WHERE r.phone_number = n.phone_number AND r.run_id = (
             SELECT min(f.run_id) FROM sync_run_numbers f
             WHERE f.phone_number = n.phone_number AND f.run_id > coalesce(l.good_run, 0)
-                AND f.status IN ('failed', 'abandoned', 'interrupted')
+                {unread}AND f.status IN ('failed', 'abandoned', 'interrupted')
                 AND coalesce(f.error_kind, '') <> 'busy'
         ) AND NOT EXISTS (
             SELECT 1 FROM sync_run_numbers g
@@ -68,6 +68,14 @@ SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns},
     ) AS always_empty
 FROM phone_numbers n JOIN latest l ON l.phone_number = n.phone_number
 """
+# MariaDB reads all entries of a number for a max() in a subquery, and for a run after another one.
+# An attempt that failed has no completeness, so an index has these entries apart.
+PLAIN = {"newest": "max(r.run_id)", "first": "", "unread": ""}
+MYSQL = {
+    "newest": "r.run_id",
+    "first": "ORDER BY r.run_id DESC LIMIT 1",
+    "unread": "AND f.completeness IS NULL ",
+}
 GOOD_COLUMNS = {
     "last_good_sync": "finished_at",
     "completeness": "completeness",
@@ -91,7 +99,9 @@ def downgrade() -> None:
 
 
 def create_number_status(**parts: str) -> None:
-    probes = {each: PROBE.format(each) for each in ("proved", "consistent", "unproved")}
+    parts |= MYSQL if op.get_bind().dialect.name == "mysql" else PLAIN
+    each_completeness = ("proved", "consistent", "unproved")
+    probes = {each: PROBE.format(completeness=each, **parts) for each in each_completeness}
     good, last = look_ups("good_run", GOOD_COLUMNS), look_ups("last_run", LAST_COLUMNS)
     op.execute("DROP VIEW number_status")
     op.execute(NUMBER_STATUS.format(good_columns=good, last_columns=last, **probes, **parts))

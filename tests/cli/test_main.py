@@ -87,7 +87,7 @@ def test_every_problem_of_a_configuration_is_reported_at_once() -> None:
         per_pge = 50
         timeout_seconds = "soon"
         [database]
-        url = "mysql://root:hunter2@localhost/linq"
+        url = "mssql://root:hunter2@localhost/linq"
         [sync]
         phone_numbers = ["{A}", "13343284472", "555-12"]
         [logs]

@@ -1,5 +1,7 @@
 """Many rows at once: inserted, updated, and read by id."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from sqlalchemy import Engine, select
 from etl.db.backends import backend
 from etl.db.engine import reading, writing
 from etl.db.tables import chats
-from tests.support.builders import NOON, Rows, minute, row_of
+from tests.support.builders import NOON, A, Rows, minute, row_of
 from tests.support.marks import only_mysql
 
 NAMES = ("id", "display_name", "extra", "first_seen_at", "changed_at")
@@ -87,3 +89,27 @@ def test_an_upsert_updates_and_inserts(engine: Engine, rows: Rows, count: int) -
     assert [tuple(row[name] for name in NAMES) for row in rows(chats)] == [
         (i, "new", [], minute(1) if i % 2 else NOON, minute(1)) for i in range(count)
     ]
+
+
+@pytest.mark.parametrize(("url", "driver"), [("mysql://u@127.0.0.1/db", "pymysql")])
+def test_a_driver_that_is_not_installed(url: str, driver: str) -> None:
+    """Exit code 2, and how to install it."""
+    program = (
+        "import sys\n"
+        f"sys.modules[{driver!r}] = None\n"  # As if it were not there.
+        "from etl.cli import main\n"
+        "sys.argv = ['linq-etl', 'status']\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"LINQ_ETL_DATABASE__URL": url, "LINQ_ETL_SYNC__PHONE_NUMBERS": A},
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        f"The driver {driver} is not installed. Run: pip install 'linq-etl[mysql]'" in done.stderr
+    )
+    assert "Traceback" not in done.stderr

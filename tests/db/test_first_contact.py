@@ -33,7 +33,6 @@ from tests.support.command import (
     stored,
     wait_until,
 )
-from tests.support.marks import only_servers
 
 CLOSED_SERVER = "postgresql://ada@127.0.0.1:1/linq"
 
@@ -72,8 +71,14 @@ def upgrade_after_statement(number: int, engine: Engine, url: str) -> None:
 # A run that starts while others do
 
 
-@only_servers
-@pytest.mark.parametrize("statement", range(1, 6))
+@pytest.mark.parametrize(
+    ("database_url", "statement"),
+    [
+        *(("postgresql", statement) for statement in range(1, 6)),
+        *(("mysql", statement) for statement in range(1, 4)),
+    ],
+    indirect=["database_url"],
+)
 def test_another_run_may_create_the_tables_during_the_check(
     database_url: str, statement: int
 ) -> None:

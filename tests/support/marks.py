@@ -9,6 +9,11 @@ only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgres = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 only_servers = pytest.mark.parametrize("database_url", ["postgresql", "mysql"], indirect=True)
 only_mysql = pytest.mark.parametrize("database_url", ["mysql"], indirect=True)
+slow_on_mysql = pytest.mark.parametrize(
+    "database_url",
+    ["sqlite", "postgresql", pytest.param("mysql", marks=pytest.mark.slow)],
+    indirect=True,
+)
 
 
 def cannot_run(reason: str) -> NoReturn:

@@ -164,8 +164,13 @@ def account() -> dict[str, Any]:
 
 
 def data_options(folder: Path) -> str:
-    """Options for a small server whose folder this is, and which installs it too."""
-    return f"--no-defaults --datadir={folder} --innodb-buffer-pool-size=64M "
+    """Options for a small server whose folder this is, and which installs it too.
+
+    A server that starts deletes the temporary tables of others in the same folder.
+    """
+    return (
+        f"--no-defaults --datadir={folder} --tmpdir={folder.parent} --innodb-buffer-pool-size=64M "
+    )
 
 
 def install_options(binaries: Binaries) -> str:

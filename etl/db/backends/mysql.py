@@ -196,6 +196,8 @@ def begin_migrating(connection: Connection) -> None:
             f"another program has upgraded this database for more than {_MIGRATION_SECONDS} s"
         )
     connection.info["has_cluster_lock"] = lock_upgrade(connection, _MIGRATION_SECONDS)
+    # Alembic's own table, too, must take part in transactions.
+    connection.execute(text("SET SESSION default_storage_engine = InnoDB"))
     driver: Any = connection.connection.driver_connection
     driver._read_timeout = None
 

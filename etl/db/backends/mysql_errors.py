@@ -27,11 +27,16 @@ _PASSING: Final = {
     1226, 1290, 1317, 1637, 1836, 1927, 1152, 3024, 4031,
 }  # fmt: skip
 _UNREACHED: Final = {2002, 2003, 2005}
-_REFUSED: Final = "the server refused user {user}: check the name and the password in database.url"
+_REFUSED: Final = (
+    "the server refused user {user}: check the name and the password in database.url, and its "
+    "ssl-mode if the server wants encryption"
+)
 _SETUP: Final = {
     1045: _REFUSED,
     1698: _REFUSED,
     1130: "the server does not let this host connect: create a user for it",
+    2026: "the server does not encrypt connections, as the ssl-mode in database.url demands",
+    3159: "the server wants encryption: set another ssl-mode in database.url",
     1049: "There is no database {database}. Run: CREATE DATABASE {database} CHARACTER SET utf8mb4;",
 }
 _NO_DATABASE: Final = 1044
@@ -46,7 +51,7 @@ _ADVICE: Final = {
     **dict.fromkeys(_LOST, _LOST_ADVICE),
     **dict.fromkeys(_UNREACHED, "check that it runs and that database.url is right"),
     **dict.fromkeys((1021, 1030, 1114), _DISK_ADVICE),
-    **dict.fromkeys((1290, 1836), _READ_ONLY_ADVICE),
+    **dict.fromkeys((1290, 1792, 1836), _READ_ONLY_ADVICE),
     **dict.fromkeys((1040, 1041, 1203, 1226), "it has no free connection: run again later"),
     **dict.fromkeys((1053, 1927, 1317), "it ended the session: run again"),
     1047: "this node is not part of its Galera cluster: wait, or connect to another node",

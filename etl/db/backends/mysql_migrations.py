@@ -35,6 +35,7 @@ class RepeatableImpl(MySQLImpl):
         mariadb = getattr(self.dialect, "is_mariadb", True)
         table.dialect_options["mysql"].update(
             engine="InnoDB",
+            row_format="DYNAMIC",  # Others have shorter keys, and no room for many texts.
             default_charset="utf8mb4",
             collate="utf8mb4_nopad_bin" if mariadb else "utf8mb4_0900_bin",
         )

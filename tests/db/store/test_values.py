@@ -21,7 +21,7 @@ from tests.support.builders import (
     minute,
     observed_page,
 )
-from tests.support.marks import only_sqlite
+from tests.support.marks import only_sqlite, slow_on_mysql
 
 # As deep as a record may be: a participant's field is in the third level.
 NESTED: object = json.loads('{"a":' * 397 + "1" + "}" * 397)
@@ -163,6 +163,7 @@ def test_unknown_values_are_unchanged_when_read_again(
     assert store(observed_page(again, at=minute(1))) == {A: counts(chats_unchanged=1)}
 
 
+@slow_on_mysql
 def test_large_stored_texts_are_compared_in_little_memory(store: Store, rows: Rows) -> None:
     """However little replaces them, many of them are never in memory at once."""
     name = "😀" + "a" * (2**20 - 1)  # 4 MiB in memory
