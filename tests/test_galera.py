@@ -303,7 +303,13 @@ class Takeover:
         self._at = NOON + timedelta(hours=2 * number)
         self._later = self._at + timedelta(hours=1)
         self._run_id, _ = start_run(one, A, now=self._at)
-        self._meeting = Meeting()
+        self._meetings = {each: Meeting() for each in self._places()}
+
+    def _places(self) -> set[str]:
+        """Where the two wait for each other."""
+        if self._point == "in the middle":
+            return {"after the fence", "after the takeover"}
+        return {self._point}
 
     def outcome(self) -> tuple[str, int]:
         """What became of the batch, and how many of its rows the other run found afterwards."""
@@ -314,7 +320,7 @@ class Takeover:
 
         async def take_over() -> int:
             run_id = await other.write(self._take_over)
-            self._reach("in the middle", "takeover")
+            self._reach("after the takeover", "takeover")
             found = await other.read(self._count)
             finished = RunOutcome("succeeded")
             await other.write(lambda c: run_log.finish(c, run_id, finished, self._later))
@@ -333,7 +339,7 @@ class Takeover:
         leases.move_fence(connection, self._run_id, 1)
         leases.ensure_held(connection, self._run_id, [A])
         self._reach("after the fence", "batch")
-        self._reach("in the middle", "batch")  # until the takeover is committed
+        self._reach("after the takeover", "batch")
         row = {"chat_id": self._number, "observed_at": self._at, "run_id": self._run_id}
         connection.execute(insert(chat_message_counts), {**row, "observed_on": self._at.date()})
         self._reach("before the commits", "batch")
@@ -349,9 +355,9 @@ class Takeover:
         self._reach("before the commits", "takeover")
         return run_id
 
-    def _reach(self, point: str, name: str) -> None:
-        if point == self._point:
-            self._meeting.arrive(name)
+    def _reach(self, place: str, name: str) -> None:
+        if place in self._meetings:
+            self._meetings[place].arrive(name)
 
     def _count(self, connection: Connection) -> int:
         mine = chat_message_counts.c.run_id == self._run_id

@@ -118,11 +118,13 @@ def execute(url: str | URL, statement: str) -> list[tuple[Any, ...]]:
 def end_sessions(url: str | URL, database_name: str) -> None:
     """End all other sessions on the database."""
     with closing(connect(url)) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> CONNECTION_ID()",
-            (database_name,),
-        )
-        for (session,) in cursor.fetchall():
+        # In MySQL, information_schema.processlist fails while a statement has an emoji in it.
+        cursor.execute("SELECT CONNECTION_ID()")
+        ((own,),) = cursor.fetchall()
+        cursor.execute("SHOW PROCESSLIST")
+        for session, _, _, name, *_ in cursor.fetchall():
+            if name != database_name or session == own:
+                continue
             with suppress(pymysql.err.OperationalError):  # It has ended meanwhile.
                 cursor.execute("KILL %s", (session,))
 

@@ -310,18 +310,26 @@ def disconnect(driver: Any) -> None:
         driver._sock.shutdown(socket.SHUT_RDWR)
 
 
-# Without the privilege PROCESS, an account sees its own sessions.
-_SESSIONS: Final = text("""
-    SELECT s.id, f.run_id FROM information_schema.processlist s, run_fences f
-    WHERE s.db = database() AND s.id <> connection_id()
+_WRITERS: Final = text("""
+    SELECT s.id, f.run_id FROM JSON_TABLE(:ids, '$[*]' COLUMNS (id BIGINT PATH '$')) s, run_fences f
+    WHERE s.id <> connection_id()
         AND is_used_lock(concat('linq-etl/', f.run_id, '/', s.id)) = s.id
 """)
 
 
+def _writers(connection: Connection) -> list[tuple[int, int]]:
+    """The sessions that write for a run, each with it; without PROCESS, only this account's."""
+    # In MySQL, information_schema.processlist fails while a statement has an emoji in it.
+    sessions = connection.execute(text("SHOW PROCESSLIST")).mappings()
+    database = connection.execute(select(func.database())).scalar()
+    ids = [session["Id"] for session in sessions if session["db"] == database]
+    found = connection.execute(_WRITERS, {"ids": json.dumps(ids)})
+    return [(row.id, row.run_id) for row in found]
+
+
 def end_sessions(connection: Connection, name: str) -> list[int]:
     """An account may end its own sessions."""
-    found = connection.execute(_SESSIONS).all()
-    sessions = [session for session, run_id in found if name == f"linq-etl/{run_id}"]
+    sessions = [s for s, run_id in _writers(connection) if name == f"linq-etl/{run_id}"]
     for session in sessions:
         with suppress(OperationalError):  # It has ended meanwhile.
             connection.execute(text("KILL :session"), {"session": session})
@@ -330,5 +338,5 @@ def end_sessions(connection: Connection, name: str) -> list[int]:
 
 def lock_holders(connection: Connection) -> list[str]:
     """By the lock that begin_writing takes for its transaction."""
-    found = connection.execute(_SESSIONS)
+    found = _writers(connection)
     return [f"linq-etl/{run_id} (server session {session})" for session, run_id in found]
