@@ -43,9 +43,9 @@ WITH {latest} AS (
         ) AS last_run
         FROM phone_numbers n
         UNION ALL
-        SELECT n.phone_number, {consistent}, NULL FROM phone_numbers n
+        SELECT n.phone_number, {consistent} AS good_run, NULL AS last_run FROM phone_numbers n
         UNION ALL
-        SELECT n.phone_number, {unproved}, NULL FROM phone_numbers n
+        SELECT n.phone_number, {unproved} AS good_run, NULL AS last_run FROM phone_numbers n
     ) p
     GROUP BY p.phone_number
 ){ended_last}

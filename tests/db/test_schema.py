@@ -264,7 +264,7 @@ def test_an_upgrade_makes_the_writers_lock(built: Engine) -> None:
         ("ALTER TABLE chats ADD COLUMN nickname TEXT", "nickname"),
         ("ALTER TABLE chats DROP COLUMN digest", "digest"),
         ("DROP INDEX ix_chats_changed_at{on_chats}", "ix_chats_changed_at"),
-        ("CREATE INDEX ix_mine ON chats (service)", "ix_mine"),
+        ("CREATE INDEX ix_mine ON chats (message_count)", "ix_mine"),
         ("DROP TABLE rejected_records", "rejected_records"),
     ],
 )
