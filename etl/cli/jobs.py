@@ -55,6 +55,14 @@ quiet_option = click.option(
 )
 
 
+max_requests_option = click.option(
+    "--max-requests",
+    type=WholeNumber(1, 10**9),
+    metavar="N",
+    help="Make at most N requests, not sync.max_requests; the next run begins with the rest.",
+)
+
+
 class MonitoredJob(Job):
     """A job that is reported to the outside."""
 
@@ -100,6 +108,7 @@ class MonitoredJob(Job):
     metavar="A/B",
     help="Use this part of the API's rate; default all of it, or 1/N with --shard.",
 )
+@max_requests_option
 @quiet_option
 @json_option
 @click.pass_obj
@@ -113,6 +122,7 @@ def sync(  # one per option
     join: bool,
     since: timedelta | None,
     rate_share: float | None,
+    max_requests: int | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -129,11 +139,11 @@ def sync(  # one per option
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
-      linq-etl sync --prove --require-complete
+      linq-etl sync --prove --require-complete --max-requests 2000
       linq-etl sync --shard 0/4
       linq-etl sync --join --since 30m --rate-share 1/8
     """
-    config = options.load_config(quiet=quiet)
+    config = _with_budget(options.load_config(quiet=quiet), max_requests)
     from etl.sync.number import RunOptions
 
     run_options = RunOptions(
@@ -147,6 +157,13 @@ def sync(  # one per option
     )
     share = rate_share or (1 / shard.count if shard else 1.0)
     return _run(options, config, run_options, share=share, quiet=quiet, as_json=as_json)
+
+
+def _with_budget(config: Config, max_requests: int | None) -> Config:
+    """The configuration, with the command line's budget if there is one."""
+    if max_requests is None:
+        return config
+    return replace(config, sync=structs.replace(config.sync, max_requests=max_requests))
 
 
 def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -> timedelta | None:
@@ -172,6 +189,7 @@ def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -
     type=Number(0.001, 100_000),
     help=f"Requests per second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
 )
+@max_requests_option
 @quiet_option
 @json_option
 @click.pass_obj
@@ -181,6 +199,7 @@ def backfill(
     first_page: int | None,
     last_page: int | None,
     max_rps: float | None,
+    max_requests: int | None,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -194,7 +213,7 @@ def backfill(
       linq-etl backfill --phone-number +13343284472
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
-    config = options.load_config(quiet=quiet)
+    config = _with_budget(options.load_config(quiet=quiet), max_requests)
     from etl.sync.number import RunOptions
 
     pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
@@ -218,10 +237,18 @@ def backfill(
     show_default=True,
     help="How many chats.",
 )
+@click.option(
+    "--max-requests",
+    type=WholeNumber(1, 10**9),
+    metavar="N",
+    help="Make at most N requests, not sync.max_requests: a smaller sample.",
+)
 @quiet_option
 @json_option
 @click.pass_obj
-def verify(options: GlobalOptions, sample: int, quiet: bool, as_json: bool) -> int:
+def verify(
+    options: GlobalOptions, sample: int, max_requests: int | None, quiet: bool, as_json: bool
+) -> int:
     """Read a random sample of stored chats again and compare.
 
     stale: changed at Linq since the last read. wrong: differs without a visible change; exit
@@ -232,7 +259,8 @@ def verify(options: GlobalOptions, sample: int, quiet: bool, as_json: bool) -> i
       linq-etl verify
       linq-etl verify --sample 3000 --json
     """
-    config = options.load_config(needs_numbers=False, quiet=quiet)
+    loaded = options.load_config(needs_numbers=False, quiet=quiet)
+    config = _with_budget(loaded, max_requests)
     from etl.sync.verify import verify as run_verify
 
     with open_database(config, existing=True, empty=True) as engine:

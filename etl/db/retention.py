@@ -19,7 +19,7 @@ from sqlalchemy import Column, Connection, Table, delete, func, or_, select
 from etl import log
 from etl.db import leases
 from etl.db.engine import clock_of
-from etl.db.run_log import GOOD
+from etl.db.run_log import GOOD, was_not_left_out
 from etl.db.tables import (
     number_leases,
     phone_numbers,
@@ -174,7 +174,7 @@ def _needed(connection: Connection, phone_number: str, limit: int) -> set[int]:
     table = sync_run_numbers
     of_number = table.c.phone_number == phone_number
     last = select(table.c.run_id).where(of_number).order_by(table.c.run_id.desc()).limit(1)
-    walk = connection.execute(last.where(table.c.run_id < limit)).scalar()
+    walk = connection.execute(last.where(table.c.run_id < limit, was_not_left_out())).scalar()
     was_tried = or_(table.c.error_kind.is_(None), table.c.error_kind != BusyError.kind)
     attempt = connection.execute(last.where(table.c.status != "running", was_tried)).scalar()
     read = last.where(table.c.status.in_(GOOD), table.c.completeness.is_not(None))

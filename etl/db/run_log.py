@@ -49,6 +49,8 @@ _OF_ENTRY: Final = (
 _NEWEST: Final = 8  # runs of one number that may have ended in another order than they began
 # How the reason of a number begins that was not read to its end because the requests ran out.
 BUDGET_REASON: Final = "budget"
+TOO_LONG_REASON: Final = "budget: the list needs"  # more requests than a run of that budget has
+LEFT_OUT_REASON: Final = "budget: not read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,19 +251,25 @@ def note_first_page(
 def _last_entry(connection: Connection, phone_number: str, run_id: int) -> Any:
     """What ended last in another run. That need not be the newest one: a run can claim late.
 
-    A run that found the number busy did nothing with it.
+    A run that found the number busy, or left it out, did nothing with it.
     """
     table = sync_run_numbers
     newest = connection.execute(
         select(*(table.c[name] for name in _OF_ENTRY), sync_runs.c.command)
         .join(sync_runs)
         .where(table.c.phone_number == phone_number, table.c.run_id != run_id)
-        .where(func.coalesce(table.c.error_kind, "") != BusyError.kind)
+        .where(func.coalesce(table.c.error_kind, "") != BusyError.kind, was_not_left_out())
         .order_by(table.c.run_id.desc())
         .limit(_NEWEST)
     ).all()
     ended = [row for row in newest if row.finished_at is not None]
     return max(ended, key=lambda row: row.finished_at, default=None)
+
+
+def was_not_left_out() -> ColumnElement[bool]:
+    """Whether an entry is of a number that the run's budget reached."""
+    reason = func.coalesce(sync_run_numbers.c.reason, "")
+    return reason.not_like(f"{LEFT_OUT_REASON}%")
 
 
 def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: datetime) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from etl.db import leases
 from etl.db.backends import backend
-from etl.db.run_log import GOOD
+from etl.db.run_log import GOOD, was_not_left_out
 from etl.db.tables import (
     number_leases,
     number_status,
@@ -148,7 +148,7 @@ def _entries(
         .where(table.c.phone_number.in_(numbers), table.c.run_id >= run.first_run)
         .where(table.c.run_id != run.run_id, sync_runs.c.command == "sync")
         .where(table.c.status != "running")
-        .where(func.coalesce(table.c.error_kind, "") != BusyError.kind)
+        .where(func.coalesce(table.c.error_kind, "") != BusyError.kind, was_not_left_out())
         .order_by(table.c.run_id)
     )
 

@@ -1,9 +1,9 @@
 """How many requests a run may make, and how many one walk, whatever the API answers."""
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
-from etl.api.models import Page
+from etl.api.models import ApiUsage, Page
 from etl.sync.room import Reading, Room
 
 Fetch = Callable[[int], Awaitable[Page]]
@@ -30,24 +30,59 @@ class BudgetSpentError(StopReadingError):
 
 
 class Budget:
-    """The requests that a run may make, shared by its numbers; no limit if `limit` is None."""
+    """The requests that a run may make, shared by its numbers; no limit if `limit` is None.
+
+    What is promised to one number is kept from the others.
+    """
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._spent = 0
+        self._retries = 0
+        self._promised: dict[str, int] = {}
+        self._spenders: set[str] = set()
 
     @property
     def is_spent(self) -> bool:
-        return self._limit is not None and self._spent >= self._limit
+        return self.limit is not None and self._spent >= self.limit
 
-    def take(self, *, retries: int = 0) -> None:
+    @property
+    def left(self) -> int:
+        """How many requests are neither spent nor promised; of use only with a limit."""
+        return (self.limit or 0) - self._spent - sum(self._promised.values())
+
+    def is_spent_by(self, phone_number: str) -> bool:
+        """Whether no other number has made a request."""
+        return self._spenders <= {phone_number}
+
+    def promise(self, phone_number: str, requests: int) -> None:
+        """Keep so many requests for the number; 0 frees what is still promised to it."""
+        self._promised.pop(phone_number, None)
+        if requests > 0:
+            self._promised[phone_number] = requests
+
+    def take(self, phone_number: str | None = None, *, retries: int = 0) -> None:
         """Spend one request, and the retries of earlier ones. Raises BudgetSpentError."""
         self._spent += retries
-        if self.is_spent:
+        promised = self._promised.get(phone_number, 0) if phone_number else 0
+        if self.limit is not None and (self.is_spent or (not promised and self.left <= 0)):
             raise BudgetSpentError(
-                f"budget: the run has spent its {self._limit} requests (sync.max_requests)"
+                f"budget: the run has spent its {self.limit} requests (--max-requests or "
+                "sync.max_requests)"
             )
         self._spent += 1
+        if phone_number:
+            self._spenders.add(phone_number)
+            self.promise(phone_number, promised - 1)
+
+    def new_retries(self, usage: Mapping[str | None, ApiUsage]) -> int:
+        """The retries of a whole run since the last call."""
+        before, self._retries = self._retries, sum(each.retries for each in usage.values())
+        return self._retries - before
+
+    def give_back(self) -> None:
+        """Undo `take` for a request that was not made."""
+        self._spent -= 1
 
 
 class BoundedFetch:

@@ -23,6 +23,7 @@ from etl.db.shared_list import Failure, SharedRun, Standing
 from etl.errors import EtlError
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import RunContext
+from etl.sync.turns import LEFT_OUT
 
 WINDOW: Final = 200  # numbers that one claim looks at
 TICK: Final = 0.1  # seconds between two claims, or until a request can start
@@ -78,9 +79,11 @@ class SharedList:
         self._run = self._run._replace(first_run=first)
         self._count_workers(runs)
         since = self._run.since
-        self._free = await transactions.read(
-            lambda c: shared_list.unfinished(c, self._numbers, since)
-        )
+        free = await transactions.read(lambda c: shared_list.unfinished(c, self._numbers, since))
+        if self._context.turns.is_limited:  # Then in their turn, not the longest first.
+            known = {*free}
+            free = [number for number in self._numbers if number in known]
+        self._free = free
 
     async def take(self) -> PhoneNumber | None:
         """The next number, once it is claimed; None if this run can do nothing more."""
@@ -120,14 +123,15 @@ class SharedList:
     def left(self) -> Mapping[str, Failure]:
         """What is not finished, and why."""
         error = self._context.client.error
-        unknown = Failure(error.kind, str(error)) if error else Failure(None, None)
+        spent = LEFT_OUT if self._context.turns.is_over else None
+        unknown = Failure(error.kind, str(error)) if error else Failure(None, spent)
         left = sorted({*self._free, *self._claimed, *self._elsewhere, *self._active})
         known = self._given_up | self._own
         return {number: known.get(number, unknown) for number in left}
 
     @property
     def _is_stopped(self) -> bool:
-        return self._context.client.error is not None or self._context.budget.is_spent
+        return self._context.client.error is not None or self._context.turns.is_over
 
     @property
     def _is_with_others(self) -> bool:

@@ -16,13 +16,14 @@ from etl.db.store.batch import ObservedPage
 from etl.db.store.removals import CHUNK, Removals, known_chats
 from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
-from etl.sync.budget import MAX_UNCOUNTED_PAGES, BoundedFetch, Budget, BudgetSpentError
+from etl.sync.budget import MAX_UNCOUNTED_PAGES, BoundedFetch, BudgetSpentError
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
 from etl.sync.progress import Progress
 from etl.sync.reach import UNREACHED, Reach
 from etl.sync.room import Room
 from etl.sync.seen import ChatIds
 from etl.sync.shard import Shard
+from etl.sync.turns import Turns
 from etl.sync.walk import Verdict, read_range, walk
 from etl.sync.writer import Writer
 
@@ -58,7 +59,7 @@ class RunContext:
     transactions: Transactions
     client: LinqClient
     writer: Writer
-    budget: Budget
+    turns: Turns
     reach: Reach
     progress: Progress
     run_id: int
@@ -75,7 +76,8 @@ class NumberSync:
         self._options = options
         self._request = request
         self._phone_number = request.phone_number
-        self._width = 2 * context.config.api.max_concurrency
+        self._width = _width(context.config)
+        self._has_read = False
         self._largest_chat = 0  # bytes of an answer to Get Chat
         self._rejected = 0
         self._retries_charged = 0
@@ -230,7 +232,10 @@ class NumberSync:
         """The first page: as asked, else where an interrupted backfill stopped."""
         run_id = self._context.run_id
         first_page = self._options.first_page or run_log.resume_page(
-            connection, self._phone_number, run_id=run_id, margin=self._width + 3
+            connection,
+            self._phone_number,
+            run_id=run_id,
+            margin=resume_margin(self._context.config),
         )
         run_log.note_first_page(connection, run_id, self._phone_number, first_page)
         return first_page
@@ -276,7 +281,7 @@ class NumberSync:
         )
         self._retries_charged = retries
         try:
-            self._context.budget.take(retries=retries - charged)
+            self._context.turns.take(self._phone_number, retries=retries - charged)
         except BudgetSpentError as error:
             self._spent = str(error)
             raise
@@ -293,6 +298,30 @@ class NumberSync:
         self._rejected += len(page.rejected)
         await self._context.writer.put(ObservedPage(self._phone_number, page))
         self._context.progress.page_read(self._phone_number, page)
+        if not self._has_read:
+            self._has_read = True
+            self._note_length(page)
+
+    def _note_length(self, first: Page) -> None:
+        """Tell the other numbers how many pages follow this first one."""
+        last_page = min(filter(None, (first.last_page, self._options.last_page)), default=None)
+        if first.last_page and last_page:
+            pages = last_page - first.page_number + 1
+            try:
+                self._context.turns.note_length(self._phone_number, pages)
+            except BudgetSpentError as error:
+                self._spent = str(error)
+                raise
+
+
+def resume_margin(config: Config) -> int:
+    """By how many pages a backfill goes back where an earlier one stopped."""
+    return _width(config) + 3
+
+
+def _width(config: Config) -> int:
+    """Pages of a list in flight, at most."""
+    return 2 * config.api.max_concurrency
 
 
 def _page_of(answer: Chat | Rejected | None, observed_at: datetime) -> Page:

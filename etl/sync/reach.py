@@ -80,18 +80,20 @@ class Reach:
             now = self.clock()
             if listed_at and now - EVERY < listed_at <= now and listed_at != awaited:
                 return
+            try:
+                self.budget.take()
+            except BudgetSpentError:
+                return  # Before another run waits for an answer that does not come.
             if await self._is_mine_to_ask(token, awaited):
                 break
+            self.budget.give_back()
             awaited = listed_at
             await asyncio.sleep(WAIT)
         try:
-            self.budget.take()
             with suppress(ApiUnavailableError, TimeoutError):
                 async with asyncio.timeout(self.api.timeout_seconds):
                     await self.list_numbers(RequestContext(None, token))
                     return
-        except BudgetSpentError:
-            return
         except (RequestRefusedError, TokenRefusedError):
             await self._note(token, ())  # A token may list chats but not numbers.
             return

@@ -27,15 +27,17 @@ from etl.errors import (
     LeaseLostError,
 )
 from etl.sync.budget import Budget
+from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
-from etl.sync.number import NumberSync, RunContext, RunOptions
+from etl.sync.number import NumberSync, RunContext, RunOptions, resume_margin
 from etl.sync.progress import Progress
 from etl.sync.rates import SharedRates
 from etl.sync.reach import Reach
 from etl.sync.room import Room
 from etl.sync.shard import Shard
 from etl.sync.summary import cause, grouped_errors
+from etl.sync.turns import LEFT_OUT, Turns
 from etl.sync.writer import Writer
 
 Take = Callable[[], Awaitable[PhoneNumber | None]]  # the next number to sync; None if there is none
@@ -102,9 +104,10 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     budget = Budget(config.sync.max_requests)
     configured = (*config.sync.phone_numbers, *options.numbers)
     tokens = {number.e164: number.token or config.token for number in configured}
+    turns = Turns(budget, config.api.per_page, _most_needed(config, options))
     reach = Reach(client, transactions, budget, config.api, tokens, clock)
     context = RunContext(
-        config, transactions, client, writer, budget, reach, progress, run_id, clock, Room()
+        config, transactions, client, writer, turns, reach, progress, run_id, clock, Room()
     )
     shared = _shared_list(context, lease_keeper, options, begun)
     run = _Run(context, options, lease_keeper, shared)
@@ -119,7 +122,7 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
         if isinstance(error, DatabaseError):
             transactions.end()  # It has waited for the database long enough.
         with suppress(DatabaseError):
-            await run.close(RunOutcome("failed", _kind(error), _sentence(error)))
+            await run.close(RunOutcome("failed", kind_of(error), sentence_of(error)))
         raise
     else:
         return RunResult(await run.close(run.outcome()), run.errors(), run.exit_code())
@@ -136,6 +139,11 @@ def _shared_list(
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
     lease_seconds = config.sync.lease_seconds
     return run_log.start(connection, options.command, now=now, lease_seconds=lease_seconds)
+
+
+def _most_needed(config: Config, options: RunOptions) -> int | None:
+    """How many requests are enough to get on with a number, if the next run goes on from there."""
+    return resume_margin(config) + 2 if options.command == "backfill" else None
 
 
 class _Run:
@@ -167,6 +175,7 @@ class _Run:
         if self._options.shard:
             numbers = await self._of_shard(self._options.shard, numbers)
         self._labels = {number.e164: number.label for number in numbers}
+        numbers = await self._context.turns.ordered(self._context.transactions, numbers)
         try:
             await self._set_rates(numbers)
             if self._shared:
@@ -176,7 +185,7 @@ class _Run:
             else:
                 await self._sync_all(await self._claim(numbers))
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_of(group) from None
 
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
         """The numbers of the shard; the others are stored too.
@@ -199,7 +208,8 @@ class _Run:
         )
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
-            context.progress.number_ended(self._fail(phone_number, BusyError(str(holder))))
+            self._outcomes.append(self._failed(phone_number, BusyError(str(holder))))
+            context.progress.number_ended(self._outcomes[-1])
         held = iter([number for number in numbers if number.e164 in claim.held])
 
         async def take() -> PhoneNumber | None:
@@ -288,7 +298,7 @@ class _Run:
         token = self._context.config.token
         if token is None:
             raise ConfigError("all_phone_numbers needs a token: set $LINQ_INTEGRATION_TOKEN")
-        self._context.budget.take()
+        self._context.reach.budget.take()
         reached = await self._context.reach.list_numbers(RequestContext(None, token))
         others = sorted(reached - {number.e164 for number in self._options.numbers})
         self._left_out = len(others[MAX_REACHED:])
@@ -336,17 +346,26 @@ class _Run:
                 self._shared.read(number)
 
     async def _sync_number(self, number: PhoneNumber) -> NumberOutcome:
+        if await self._context.turns.begin(number.e164):
+            try:
+                outcome = await self._read_number(number)
+            finally:
+                self._context.turns.end(number.e164)
+        else:
+            outcome = NumberOutcome(number.e164, "partial", reason=LEFT_OUT)
+        self._outcomes.append(outcome)
+        return outcome
+
+    async def _read_number(self, number: PhoneNumber) -> NumberOutcome:
         try:
             request = RequestContext(number.e164, self._token(number))
             self._context.progress.number_started(number.e164)
-            outcome = await NumberSync(self._context, self._options, request).run()
+            return await NumberSync(self._context, self._options, request).run()
         except EtlError as error:
-            return self._fail(number.e164, error)
+            return self._failed(number.e164, error)
         except Exception as error:  # noqa: BLE001  # a bug that one number triggers
             log.crash(error)
-            return self._fail(number.e164, error)
-        self._outcomes.append(outcome)
-        return outcome
+            return self._failed(number.e164, error)
 
     def _token(self, number: PhoneNumber) -> Token:
         token = number.token or self._context.config.token
@@ -354,33 +373,12 @@ class _Run:
             raise ConfigError("this number has no token: set its token_env, or api.token_file")
         return token
 
-    def _fail(self, phone_number: str, error: Exception) -> NumberOutcome:
-        self._exit_codes.add(_exit_code(error))
-        outcome = NumberOutcome(
+    def _failed(self, phone_number: str, error: Exception) -> NumberOutcome:
+        self._exit_codes.add(code_of(error))
+        return NumberOutcome(
             phone_number,
             "failed",
             self._context.client.usage[phone_number],
-            error_kind=_kind(error),
-            error_detail=_sentence(error),
+            error_kind=kind_of(error),
+            error_detail=sentence_of(error),
         )
-        self._outcomes.append(outcome)
-        return outcome
-
-
-def _kind(error: Exception) -> str:
-    return error.kind if isinstance(error, EtlError) else EtlError.kind
-
-
-def _sentence(error: Exception) -> str:
-    # The text of a foreign error may hold people's data.
-    return str(error) if isinstance(error, EtlError) else f"unexpected {type(error).__name__}"
-
-
-def _exit_code(error: Exception) -> int:
-    return error.exit_code if isinstance(error, EtlError) else EtlError.exit_code
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the run; the others in the group follow from it."""
-    first = group.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

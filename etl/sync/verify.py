@@ -27,6 +27,7 @@ from etl.db.store.watch import UNWATCHED
 from etl.db.tables import chat_phone_numbers, chats
 from etl.db.transactions import Transactions
 from etl.errors import ConfigError, EtlError, RequestRefusedError
+from etl.sync.budget import Budget, BudgetSpentError
 
 CONFIDENCE = 0.95
 
@@ -81,13 +82,16 @@ class Verification:
 async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     """Read `sample` random chats again, side by side, and compare them; writes nothing.
 
-    The stored chats are read in portions and the answers compared as they come, because each may
-    take 32 MiB.
+    With sync.max_requests, the sample is no larger; chats that retries leave no request for are
+    unknown. The stored chats are read in portions and the answers compared as they come, because
+    each may take 32 MiB.
     """
     tokens = {n.e164: n.token for n in config.sync.phone_numbers if n.token}
     readable = _readable_numbers(config, tokens)
     transactions = Transactions(engine, patience=config.database.patience)
-    drawn = await transactions.read(lambda c: _sample(c, sample, readable))
+    budget = Budget(config.sync.max_requests)
+    size = min(sample, budget.limit or sample)
+    drawn = await transactions.read(lambda c: _sample(c, size, readable))
     clock = await transactions.read(clock_of)
     pace = Pace(config.api.max_concurrency, config.api.max_requests_per_second)
     findings: list[Mismatch] = []
@@ -99,8 +103,9 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
             token = tokens.get(phone_number) or config.token
             assert token  # noqa: S101  # only numbers with a token are sampled
             try:
+                budget.take(retries=budget.new_retries(client.usage))
                 chat = await client.get_chat(RequestContext(phone_number, token), stored.row.id)
-            except RequestRefusedError:
+            except (RequestRefusedError, BudgetSpentError):
                 unknown.append(stored.row.id)
             else:
                 findings.extend(compare(stored, chat, phone_number, clock()))

@@ -107,6 +107,22 @@ def test_a_quiet_sync_prints_problems_only() -> None:
     assert error.startswith("linq-etl: …0199: The API refused the request (HTTP 404")
 
 
+def test_a_budget_of_the_command_line() -> None:
+    """It takes the place of the configured one, and the summary says that a part is left."""
+    with Sandbox(build_world(numbers=[A], chats_per_number=500)) as sandbox:
+        extra = {"LINQ_ETL_SYNC__MAX_REQUESTS": "4", "LINQ_ETL_API__PER_PAGE": "100"}
+        env = environment(sandbox, "sqlite:///linq.db", A, **extra)
+        spent = call("sync", "--json", env=env)
+        done = call("sync", "--max-requests", "20", "--json", env=env)
+        again = call("backfill", "--phone-number", A, "--max-requests", "3", "--json", env=env)
+        refused = call("sync", "--max-requests", "0", env=env)
+    named = "budget: the list needs about 7 requests, more than the {} of a run, so it never "
+    named += "completes; raise --max-requests or sync.max_requests"
+    ends = [(each.code, each.data["numbers"][0]["reason"]) for each in (spent, done, again)]
+    assert ends == [(3, named.format(4)), (0, None), (3, named.format(3))]
+    assert (refused.code, "--max-requests" in refused.stderr) == (2, True)
+
+
 def test_what_stops_all_numbers_is_told_once() -> None:
     """After how many numbers it stopped, not after all their names; the log ends with an error."""
     numbers = [f"+1312555{n:04}" for n in range(100, 130)]

@@ -10,14 +10,18 @@ from sqlalchemy import Engine
 from etl.api.client import RequestContext
 from etl.api.models import ApiUsage, LinqNumber, Page
 from etl.config import PhoneNumber
-from etl.db.tables import chat_events, chat_phone_numbers, chats
+from etl.db.tables import api_pace, chat_events, chat_phone_numbers, chats
 from etl.sync.number import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import RunResult, sync
 from tests.support.account import Account, number_in
 from tests.support.builders import A, B, C, Rows, config_with
 
-SPENT = "budget: the run has spent its {} requests (sync.max_requests)"
+SPENT = "budget: the run has spent its {} requests (--max-requests or sync.max_requests)"
+TOO_LONG = (
+    "budget: the list needs about {} requests, more than the {} of a run, so it never completes; "
+    "raise --max-requests or sync.max_requests"
+)
 WALK = 5  # requests for a list of three pages that does not move
 
 
@@ -37,7 +41,7 @@ def end_of(result: RunResult) -> tuple[Any, ...]:
 def test_a_run_that_has_spent_its_requests_is_partial(account: Account) -> None:
     """It stores what it has read and claims no completeness; the next run starts over."""
     result = account.sync(max_requests=2)
-    assert end_of(result) == (3, "partial", None, SPENT.format(2))
+    assert end_of(result) == (3, "partial", None, TOO_LONG.format(WALK, 2))
     assert account.api.requests == 2
     assert len(account.rows(chats)) == 8
     assert end_of(account.sync(max_requests=WALK)) == (0, "succeeded", "consistent", None)
@@ -80,6 +84,12 @@ def test_removals_are_withheld_if_the_numbers_cannot_be_listed(account: Account)
     assert (account.api.asked, account.removed(), account.absent()) == ([], set(), set())
 
 
+def test_no_run_waits_for_an_answer_that_does_not_come(account: Account) -> None:
+    """A run without a request left does not announce that it asks which numbers are reached."""
+    account.sync(max_requests=WALK)
+    assert account.rows(api_pace) == []
+
+
 def test_retries_count(account: Account) -> None:
     """Two retries leave two requests less."""
 
@@ -99,14 +109,14 @@ def test_a_proof_that_runs_out_of_budget(account: Account) -> None:
 
 
 def test_numbers_share_the_budget(account: Account, engine: Engine) -> None:
-    """All of them end as partial, whether they have read a part of their list or nothing."""
+    """All of them end as partial: the long list gives way, and so it is with the next one."""
     numbers = tuple(PhoneNumber(number) for number in (A, B, C))
     client: Any = account.api
     config = config_with(API__MAX_CONCURRENCY=1, SYNC__MAX_REQUESTS=4)
     run = sync(config, engine, client, options=RunOptions(numbers), progress=LogProgress())
     result = asyncio.run(run)
     ends = [(each["status"], each["reason"]) for each in result.record["numbers"]]
-    assert ends == [("partial", SPENT.format(4))] * 3
+    assert ends == [("partial", TOO_LONG.format(WALK, 4))] * 3
     assert (result.exit_code, result.record["status"], result.errors) == (3, "partial", [])
     assert account.api.requests == 4
 
@@ -115,7 +125,7 @@ def test_a_page_range_that_runs_out_of_budget(account: Account) -> None:
     """Its reason says which pages were read."""
     result = account.sync(command="backfill", first_page=2, last_page=3, max_requests=1)
     read = "only pages 2 to 2 were read; the next sync tells whether the list is complete"
-    assert end_of(result) == (3, "partial", None, f"{SPENT.format(1)}; {read}")
+    assert end_of(result) == (3, "partial", None, f"{TOO_LONG.format(3, 1)}; {read}")
 
 
 # Lists without an end

@@ -74,6 +74,16 @@ def test_a_smaller_sample_says_less(account: Account) -> None:
     }
 
 
+def test_a_budget_bounds_the_sample(account: Account) -> None:
+    """Of the command line before the configuration's."""
+    env = account.env | {"LINQ_ETL_SYNC__MAX_REQUESTS": "9"}
+    for options, size in (((), 9), (("--max-requests", "5"), 5)):
+        account.sandbox.requests.clear()
+        done = linq_etl("verify", *options, "--json", env=env)
+        found = [done.data[name] for name in ("sampled", "matches", "unknown")]
+        assert (done.code, found, len(account.sandbox.requests)) == (0, [size, size, 0], size)
+
+
 def test_a_tampered_row_is_wrong(account: Account) -> None:
     """Exit code 3; the field is named, and what people wrote is not shown."""
     chat_id = account.some_chat()
