@@ -335,7 +335,7 @@ def test_cancellation_waits_for_the_transaction_in_progress(
             loop.call_soon_threadsafe(begun.set)
 
         with writing(engine):
-            event.listen(engine, "do_connect", tell, insert=True)
+            event.listen(engine, "checkout", tell)
             running = asyncio.ensure_future(writer.run())
             await writer.put(page(1))
             await begun.wait()
