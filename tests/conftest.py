@@ -22,7 +22,7 @@ from tests.support.marks import cannot_run
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
 _MYSQL_URL = os.environ.get(mysql.URL_VARIABLE)
-_DATABASE_TESTS = Path(__file__).parent / "db"
+_STORE_TESTS = Path(__file__).parent / "db" / "store"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
 
 # The same examples each time and none saved, so that a test's outcome depends on the code alone.
@@ -31,11 +31,11 @@ settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of what only uses the database run on MySQL with the slow ones, to save time."""
+    """To save time, only the tests of the store run on MySQL; the others with the slow ones."""
     for item in items:
         parameters = getattr(item, "callspec", None)
         on_mysql = parameters and parameters.params.get("database_url") == "mysql"
-        if on_mysql and not item.path.is_relative_to(_DATABASE_TESTS):
+        if on_mysql and not item.path.is_relative_to(_STORE_TESTS):
             item.add_marker(pytest.mark.slow)
 
 
