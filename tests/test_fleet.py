@@ -68,7 +68,7 @@ def test_eight_workers_of_which_two_are_killed(database_url: str) -> None:
     assert select(database_url, "SELECT * FROM number_leases") == []
     spent = sum(number[2] for number in log if number[1] == "succeeded")
     lists = sum(request.path.endswith("/chats") for request in sandbox.requests)
-    assert requests - lists <= 2  # List Phone Numbers; a killed worker may have asked too
+    assert requests - lists <= 3  # List Phone Numbers; each killed worker may have asked too
     assert spent <= 1.05 * requests_of_one_worker(world)
 
 

@@ -29,7 +29,7 @@ folder=$1
 exec 3>&1 >"$folder/log" 2>&1
 "$2" $4 || exit
 "$3" $5 3>&- <&- &
-until [ -S "$folder/socket" ]; do kill -0 $! || exit; sleep 0.02; done
+until [ -S "$folder/socket" ] && [ -s "$folder/pid" ]; do kill -0 $! || exit; sleep 0.02; done
 echo started >&3
 read -r _
 kill -KILL $!

@@ -53,7 +53,7 @@ class PrivateServer:
         self._pid = 0
 
     def start(self, *options: str) -> None:
-        """Start the server and wait until it answers, which it does once it has its socket.
+        """Start the server and wait until it answers.
 
         The options go before those with which it was made.
         """
@@ -72,12 +72,19 @@ class PrivateServer:
         self._pid = int(self._process.stdout.readline())
         pause = threading.Event()
         for _ in range(int(PATIENCE / 0.02)):
-            if (self.folder / "socket").exists():
+            if self._answers():
                 return
             if self._process.poll() is not None:
                 break
             pause.wait(0.02)
         raise mysql.NoMySqlError(f"it does not start: {(self.folder / 'log').read_text()[-2000:]}")
+
+    def _answers(self) -> bool:
+        """Whether it listens: it has its socket a little earlier."""
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.connect(str(self.folder / "socket"))
+            return True
+        return False
 
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         """Execute as root, by the socket, so that no option keeps this from connecting."""
