@@ -2,9 +2,10 @@
 
 import gc
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import structs
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from etl.sync.progress import Progress
     from etl.sync.run import RunResult
 
+Command = Callable[..., Any]
+
 BACKFILL_RPS = 5.0  # requests per second, unless --max-rps or the configuration says otherwise
 _SINCE = timedelta(hours=1)
 _PAGE = WholeNumber(1, 2**31 - 1)  # as far as the database's columns go
@@ -55,12 +58,14 @@ quiet_option = click.option(
 )
 
 
-max_requests_option = click.option(
-    "--max-requests",
-    type=WholeNumber(1, 10**9),
-    metavar="N",
-    help="Make at most N requests, not sync.max_requests; the next run begins with the rest.",
-)
+def max_requests_option(consequence: str) -> Callable[[Command], Command]:
+    """The option --max-requests, whose help says what comes of it."""
+    return click.option(
+        "--max-requests",
+        type=WholeNumber(1, 10**9),
+        metavar="N",
+        help=f"Make at most N requests, not sync.max_requests{consequence}.",
+    )
 
 
 class MonitoredJob(Job):
@@ -108,7 +113,7 @@ class MonitoredJob(Job):
     metavar="A/B",
     help="Use this part of the API's rate; default all of it, or 1/N with --shard.",
 )
-@max_requests_option
+@max_requests_option("; the next run begins with the rest")
 @quiet_option
 @json_option
 @click.pass_obj
@@ -189,7 +194,7 @@ def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -
     type=Number(0.001, 100_000),
     help=f"Requests per second; default api.max_requests_per_second, else {BACKFILL_RPS:g}.",
 )
-@max_requests_option
+@max_requests_option("; the next run begins with the rest")
 @quiet_option
 @json_option
 @click.pass_obj
@@ -237,12 +242,7 @@ def backfill(
     show_default=True,
     help="How many chats.",
 )
-@click.option(
-    "--max-requests",
-    type=WholeNumber(1, 10**9),
-    metavar="N",
-    help="Make at most N requests, not sync.max_requests: a smaller sample.",
-)
+@max_requests_option(": a smaller sample")
 @quiet_option
 @json_option
 @click.pass_obj

@@ -144,6 +144,22 @@ class Backend(Protocol):
         """
 
 
+def updated_names(table: Table, names: Iterable[str], kept: Collection[str]) -> tuple[str, ...]:
+    """The columns that an upsert of these names sets in a row whose key exists."""
+    unchanged = {*table.primary_key.columns.keys(), *kept}
+    return tuple(name for name in names if name not in unchanged)
+
+
+def taken_names(found: Collection[str]) -> str | None:
+    """What to say of a database that has these names in use; None if there is none."""
+    if not found:
+        return None
+    return (
+        "the database has tables of another program with the names that this one needs "
+        f"({', '.join(found)}): use another database"
+    )
+
+
 _MODULES: Final = {
     "mysql": "etl.db.backends.mysql",
     "sqlite": "etl.db.backends.sqlite",

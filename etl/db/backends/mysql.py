@@ -11,7 +11,6 @@ import pymysql
 from sqlalchemy import (
     VARCHAR,
     BigInteger,
-    ColumnElement,
     Connection,
     Dialect,
     Engine,
@@ -29,7 +28,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Examination
+from etl.db.backends import Examination, taken_names
 from etl.db.backends.mysql_cluster import lock_upgrade, unlock_upgrade
 from etl.db.backends.mysql_errors import (
     TO_CREATE,
@@ -169,11 +168,8 @@ def begin_writing(connection: Connection, name: str) -> None:
     The session's id is part of it, because only one session can hold a lock.
     """
     connection.info["has_locks"] = True
-    connection.execute(select(func.get_lock(_lock_of(name, func.connection_id()), 0)))
-
-
-def _lock_of(name: Any, session_id: Any) -> ColumnElement[str]:
-    return func.concat(name, "/", session_id)
+    lock = func.concat(name, "/", func.connection_id())
+    connection.execute(select(func.get_lock(lock, 0)))
 
 
 def begin_report(connection: Connection) -> None:
@@ -239,12 +235,7 @@ def occupied(connection: Connection, names: Collection[str]) -> str | None:
     """
     if VERSION_TABLE not in names:
         return None
-    if found := connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all():
-        return (
-            "the database has tables of another program with the names that this one needs "
-            f"({', '.join(found)}): use another database"
-        )
-    return None
+    return taken_names(connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all())
 
 
 _OCCUPIED: Final = text("""

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.mysql import Insert, insert
 
-from etl.db.backends import Encoders, Row
+from etl.db.backends import Encoders, Row, updated_names
 from etl.db.types import Json, LongText, UtcDateTime
 
 STATEMENT_BYTES: Final = 4 * 1024 * 1024
@@ -111,8 +111,7 @@ def upsert_rows(
 ) -> None:
     """Upsert by JSON texts of a bounded size."""
     statement = _statement(table, tuple(names))
-    keys = set(table.primary_key.columns.keys())
-    updated = {name: statement.inserted[name] for name in names if name not in keys.union(kept)}
+    updated = {name: statement.inserted[name] for name in updated_names(table, names, kept)}
     _execute_in_parts(connection, statement.on_duplicate_key_update(updated), rows)
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from etl.db.backends import Encoders, Row
+from etl.db.backends import Encoders, Row, updated_names
 
 
 def _same(value: Any) -> Any:
@@ -100,8 +100,7 @@ def _upsert(table: Table, names: tuple[str, ...], kept: frozenset[str]) -> Inser
     rows = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON))
     given = rows.table_valued(*columns, name="given").render_derived(with_types=True)
     statement = insert(table).from_select(list(names), select(given))
-    keys = set(table.primary_key.columns.keys())
     return statement.on_conflict_do_update(
         index_elements=table.primary_key,
-        set_={name: statement.excluded[name] for name in names if name not in keys | kept},
+        set_={name: statement.excluded[name] for name in updated_names(table, names, kept)},
     )

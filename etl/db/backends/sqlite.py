@@ -40,7 +40,15 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.types import TypeEngine
 
-from etl.db.backends import Encoders, Examination, Outage, Row, mounts
+from etl.db.backends import (
+    Encoders,
+    Examination,
+    Outage,
+    Row,
+    mounts,
+    taken_names,
+    updated_names,
+)
 from etl.errors import DatabaseError
 
 # A key of type INTEGER is the rowid: 64 bits wide, without a separate index.
@@ -126,12 +134,7 @@ def unusable(connection: Connection) -> None:
 
 def occupied(connection: Connection, names: Collection[str]) -> str | None:
     """Tables, views and indexes share their names."""
-    if found := connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all():
-        return (
-            "the database has tables of another program with the names that this one needs "
-            f"({', '.join(found)}): use another database"
-        )
-    return None
+    return taken_names(connection.execute(_OCCUPIED, {"names": list(names)}).scalars().all())
 
 
 _OCCUPIED: Final = text(
@@ -256,8 +259,7 @@ def upsert_rows(
     kept: Collection[str] = (),
 ) -> None:
     """Upsert by VALUES lists."""
-    keys = set(table.primary_key.columns.keys())
-    updated = tuple(name for name in names if name not in keys.union(kept))
+    updated = updated_names(table, names, kept)
     _execute_in_lists(connection, _Statement(table, tuple(names), updated), rows)
 
 
