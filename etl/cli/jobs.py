@@ -33,7 +33,7 @@ from etl.sync.shard import Shard
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
     from etl.sync.progress import Progress
     from etl.sync.run import RunResult
 
@@ -80,6 +80,11 @@ class MonitoredJob(Job):
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
 )
 @click.option(
+    "--quick",
+    is_flag=True,
+    help="Read only where changes are likely, once that is known to find them; else in full.",
+)
+@click.option(
     "--prove",
     is_flag=True,
     help="Read each list twice to verify completeness now (twice the requests).",
@@ -120,6 +125,7 @@ class MonitoredJob(Job):
 def sync(  # one per option
     options: GlobalOptions,
     chosen: tuple[str, ...],
+    quick: bool,
     prove: bool,
     require_complete: bool,
     allow_removals: bool,
@@ -144,15 +150,19 @@ def sync(  # one per option
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
+      linq-etl sync --quick
       linq-etl sync --prove --require-complete --max-requests 2000
       linq-etl sync --shard 0/4
       linq-etl sync --join --since 30m --rate-share 1/8
     """
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
 
+    if quick and prove:
+        raise ConfigError("--prove reads each list twice, --quick at most once: use one of the two")
     run_options = RunOptions(
         chosen_numbers(config, chosen),
+        mode="quick" if quick else "full",
         all_reached=config.sync.all_phone_numbers and not chosen,
         prove=prove,
         require_complete=require_complete,
@@ -219,7 +229,7 @@ def backfill(
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
 
     pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
     api = structs.replace(config.api, max_requests_per_second=pace)

@@ -27,10 +27,12 @@ from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
 from etl.db.backends import backend
+from etl.db.list_orders import Reading
 from etl.db.schema import columns_of
 from etl.db.tables import (
     COUNTS,
     Completeness,
+    Mode,
     Status,
     phone_numbers,
     sync_run_numbers,
@@ -79,7 +81,8 @@ class NumberOutcome:
     """How one number of a run ended.
 
     `evidence` is keyed by column name. `proved_run` is an earlier run whose walk this one proved.
-    `changes` counts the chats stored, updated or removed, once all is written.
+    `changes` counts the chats stored, updated or removed, once all is written. `reading` is None if
+    the list was not read as far as was intended.
     """
 
     phone_number: str
@@ -88,11 +91,12 @@ class NumberOutcome:
     completeness: Completeness | None = None
     reason: str | None = None
     passes: int = 0
-    evidence: Mapping[str, int | None] = field(default_factory=dict)
+    evidence: Mapping[str, float | None] = field(default_factory=dict)
     proved_run: int | None = None
     error_kind: str | None = None
     error_detail: str | None = None
     changes: int = 0
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +117,18 @@ class LastWalk:
     total_count: int
 
 
-def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
+def start(
+    connection: Connection,
+    command: str,
+    mode: Mode = "full",
+    *,
+    now: datetime,
+    lease_seconds: int,
+) -> int:
     """Write this run's row, unless it is there, and return its id."""
     row = {
         "command": command,
+        "mode": mode,
         "status": "running",
         "started_at": now,
         "version": __version__,

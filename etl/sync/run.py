@@ -1,7 +1,7 @@
 """The main job: claim numbers, sync them side by side, close the run, derive the exit code."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,11 +27,13 @@ from etl.errors import (
     LeaseLostError,
 )
 from etl.sync.budget import Budget
+from etl.sync.context import RunContext, RunOptions
 from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
-from etl.sync.number import NumberSync, RunContext, RunOptions, resume_margin
+from etl.sync.number import NumberSync, resume_margin
 from etl.sync.progress import Progress
+from etl.sync.quick.plan import known_good
 from etl.sync.rates import SharedRates
 from etl.sync.reach import Reach
 from etl.sync.room import Room
@@ -100,7 +102,7 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    writer = Writer(transactions, run_id, clock, client.usage, lambda each: run.closed(each))  # noqa: PLW0108  # made later
+    writer = Writer(transactions, run_id, clock, client.usage, config.sync.quick_recall)
     budget = Budget(config.sync.max_requests)
     configured = (*config.sync.phone_numbers, *options.numbers)
     tokens = {number.e164: number.token or config.token for number in configured}
@@ -138,7 +140,9 @@ def _shared_list(
 
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
     lease_seconds = config.sync.lease_seconds
-    return run_log.start(connection, options.command, now=now, lease_seconds=lease_seconds)
+    return run_log.start(
+        connection, options.command, options.mode, now=now, lease_seconds=lease_seconds
+    )
 
 
 def _most_needed(config: Config, options: RunOptions) -> int | None:
@@ -165,6 +169,7 @@ class _Run:
         self._exit_codes: set[int] = set()
         self._left_out = 0  # numbers that the token reaches, beyond MAX_REACHED
         self._labels: dict[str, str | None] = {}
+        context.writer.on_closed = self.closed
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
@@ -175,7 +180,7 @@ class _Run:
         if self._options.shard:
             numbers = await self._of_shard(self._options.shard, numbers)
         self._labels = {number.e164: number.label for number in numbers}
-        numbers = await self._context.turns.ordered(self._context.transactions, numbers)
+        numbers = await self._in_turn(numbers)
         try:
             await self._set_rates(numbers)
             if self._shared:
@@ -186,6 +191,14 @@ class _Run:
                 await self._sync_all(await self._claim(numbers))
         except BaseExceptionGroup as group:
             raise first_of(group) from None
+
+    async def _in_turn(self, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
+        context, now = self._context, self._context.clock()
+        quick: Collection[str] = ()
+        if self._options.mode == "quick" and context.turns.is_limited:
+            e164, full_every = [each.e164 for each in numbers], context.config.sync.full_every_span
+            quick = await context.transactions.read(lambda c: known_good(c, e164, now, full_every))
+        return await context.turns.ordered(context.transactions, numbers, quick)
 
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
         """The numbers of the shard; the others are stored too.
@@ -255,7 +268,8 @@ class _Run:
         )
         is_empty = not statuses and (self._shared or self._options.shard)
         if (statuses == {"succeeded"} or is_empty) and not self._left_out:
-            unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
+            not_complete = {"unproved", "quick"}
+            unproved = any(outcome.completeness in not_complete for outcome in self._outcomes)
             return 3 if unproved and self._options.require_complete else 0
         alike = statuses == {"failed"} and len(self._exit_codes) == 1
         return min(self._exit_codes) if alike else 3

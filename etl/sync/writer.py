@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -18,9 +19,10 @@ from etl.api.models import ApiUsage
 from etl.db import leases, run_log
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import store_pages
+from etl.db.store.pages import Changes, ChangesByPlace, store_pages
 from etl.db.store.removals import Removals, store_removals
 from etl.db.transactions import Transactions
+from etl.sync.quick.learning import learn
 
 BATCH = 100
 GATHER_SECONDS = 0.1
@@ -33,6 +35,7 @@ class Writer:
     """Writes for one run, as long as the run is not closed.
 
     `usage` has what each number spent so far; it is entered in the run log with the pages.
+    `least_recall` is what quick readings need.
     `on_closed` gets each outcome once it is committed.
     """
 
@@ -42,11 +45,13 @@ class Writer:
         run_id: int,
         clock: Callable[[], datetime],
         usage: Mapping[str | None, ApiUsage],
-        on_closed: Callable[[NumberOutcome], None] = lambda _: None,
+        least_recall: float,
     ) -> None:
         self.gather_seconds = GATHER_SECONDS
-        self._on_closed = on_closed
+        self.on_closed: Callable[[NumberOutcome], None] = lambda _: None
+        self._least_recall = least_recall
         self._changes: Counter[str] = Counter()
+        self._places: Changes = {}  # of the numbers that are not closed
         self._transactions = transactions
         self._usage = usage
         self._run_id = run_id
@@ -90,11 +95,16 @@ class Writer:
             return
         self._batches += 1
         write = partial(self._write, batch=batch, number=self._batches)
-        self._changes += await self._transactions.write(write)
+        written = await self._transactions.write(write)
+        self._changes += written.counts
+        for phone_number, places in written.places.items():
+            before = self._places.get(phone_number, {})
+            self._places[phone_number] = _combined(before, places)
         for outcome in batch:
             if isinstance(outcome, NumberOutcome):
+                self._places.pop(outcome.phone_number, None)
                 changes = self._changes.pop(outcome.phone_number, 0)
-                self._on_closed(replace(outcome, changes=changes))
+                self.on_closed(replace(outcome, changes=changes))
         async with self._room:
             self._queued_bytes -= sum(
                 item.page.size for item in batch if isinstance(item, ObservedPage)
@@ -120,22 +130,20 @@ class Writer:
             self._queue.task_done()  # for the None
         return batch
 
-    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> Counter[str]:
-        """Write the run's batch of that number, counted from 1, unless it was committed before.
-
-        Returns how many chats of each phone number changed.
-        """
+    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> "_Written":
+        """Write the run's batch of that number, counted from 1, unless it was committed before."""
         changes: Counter[str] = Counter()
+        places: Changes = {}
         pages = [item for item in batch if isinstance(item, ObservedPage)]
         run_id, now = self._run_id, self._clock()
         # Two numbers may lose the same chat: the second one has to see that nobody lists it.
         loses = any(isinstance(item, Removals) and item.gone for item in batch)
         leases.lock_writers(connection, everywhere=loses)
         if not leases.move_fence(connection, run_id, number):
-            return changes
+            return _Written(changes, places)
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
-            counts = store_pages(connection, pages, run_id=run_id, now=now)
+            counts, places = store_pages(connection, pages, run_id=run_id, now=now)
             run_log.add_counts(connection, run_id, counts, self._usage)
             for phone_number, count in counts.items():
                 changes[phone_number] += count["chats_inserted"] + count["chats_updated"]
@@ -146,5 +154,25 @@ class Writer:
                 run_log.add_counts(connection, run_id, counts, self._usage)
                 changes[item.phone_number] += removed
             elif isinstance(item, NumberOutcome):
-                run_log.close_number(connection, run_id, item, now)
-        return changes
+                places_of_number = _combined(
+                    self._places.get(item.phone_number, {}), places.get(item.phone_number, {})
+                )
+                least = self._least_recall
+                learned = learn(connection, run_id, item, places_of_number, least=least)
+                ended = replace(item, evidence={**item.evidence, **learned})
+                run_log.close_number(connection, run_id, ended, now)
+        return _Written(changes, places)
+
+
+class _Written(NamedTuple):
+    """By phone number: how many chats a batch changed, and where in the list."""
+
+    counts: Counter[str]
+    places: Changes
+
+
+def _combined(before: ChangesByPlace, more: ChangesByPlace) -> ChangesByPlace:
+    found = dict(before)
+    for place, counts in more.items():
+        found[place] = found.get(place, Counter()) + counts
+    return found

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, func, insert, select
 
@@ -10,6 +11,7 @@ from etl.db.backends import backend
 from etl.db.store.batch import (
     Observation,
     ObservedPage,
+    Place,
     latest_observations,
     split_new_and_changed,
 )
@@ -18,10 +20,13 @@ from etl.db.store.memberships import store_memberships
 from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
-from etl.db.tables import chats, rejected_records
+from etl.db.tables import ChangeKind, chats, rejected_records
 
 MAX_REJECTED = 10_000  # rows of rejected_records per run
 Counts = dict[str, Counter[str]]  # the run log's counts by phone number
+# Changed chats by place and phone number: how many in all (None), and how many of each kind.
+ChangesByPlace = dict[Place, Counter[ChangeKind | None]]
+Changes = dict[str, ChangesByPlace]
 _DIFF_COUNTS = (
     "chats_inserted",
     "chats_updated",
@@ -31,25 +36,36 @@ _DIFF_COUNTS = (
 )
 
 
+class Stored(NamedTuple):
+    """What pages have changed, counted, and where in the lists."""
+
+    counts: Counts
+    changes: Changes
+
+
 def store_pages(
     connection: Connection, pages: Sequence[ObservedPage], *, run_id: int, now: datetime
-) -> Counts:
-    """Write what the pages change; return the run log's counts."""
+) -> Stored:
+    """Write what the pages change."""
     counts: Counts = {page.phone_number: Counter() for page in pages}
+    changes: Changes = {page.phone_number: {} for page in pages}
     new, changed = split_new_and_changed(connection, latest_observations(pages))
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
-    _store_diffs(connection, diffs, run_id, counts)
+    write_diffs(connection, diffs, run_id)
+    _count(diffs, counts, changes)
     observed = {each.chat.id: each for each in changed}
     if observed:
         backend(connection.dialect).lock_rows(connection, chats, observed)
     for portion in portions(connection, [*observed]):
         again = [observed[chat_id] for chat_id in portion]
-        _store_diffs(connection, _diffs(connection, again, now), run_id, counts)
+        diffs = _diffs(connection, again, now)
+        write_diffs(connection, diffs, run_id)
+        _count(diffs, counts, changes)
     store_memberships(connection, pages, now)
     rejected = _store_rejected(connection, pages, run_id)
     _count_pages(counts, pages, rejected)
-    return counts
+    return Stored(counts, changes)
 
 
 def _diffs(
@@ -64,15 +80,15 @@ def _diffs(
     ]
 
 
-def _store_diffs(
-    connection: Connection, diffs: Sequence[Diff], run_id: int, counts: Counts
-) -> None:
-    write_diffs(connection, diffs, run_id)
+def _count(diffs: Iterable[Diff], counts: Counts, changes: Changes) -> None:
     for each in diffs:
-        count = counts[each.observation.counted_for]
+        number = each.observation.counted_for
         for name in _DIFF_COUNTS:
-            if number := getattr(each, name):
-                count[name] += number
+            if count := getattr(each, name):
+                counts[number][name] += count
+        if each.is_change:
+            at_place = changes[number].setdefault(each.observation.place, Counter())
+            at_place.update([None, *each.kinds])
 
 
 def _store_rejected(
