@@ -14,6 +14,7 @@ from etl.db import run_log
 from etl.db.run_log import LastWalk, NumberOutcome
 from etl.db.store.batch import ObservedPage
 from etl.db.store.removals import CHUNK, Removals, known_chats
+from etl.db.tables import Mode
 from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.sync.budget import MAX_UNCOUNTED_PAGES, BoundedFetch, BudgetSpentError
@@ -36,11 +37,12 @@ class RunOptions:
     page range: from `first_page` (default: 1, or where an interrupted backfill stopped) to
     `last_page`. With a `shard` only the numbers of that part are synced. With `since`, the run
     shares the numbers with all others of that kind, and leaves those out that were finished since
-    so long before it began.
+    so long before it began. A `dry-run` counts and writes no data.
     """
 
     numbers: tuple[PhoneNumber, ...]
     command: str = "sync"
+    mode: Mode = "full"
     all_reached: bool = False
     prove: bool = False
     allow_removals: bool = False
@@ -49,6 +51,10 @@ class RunOptions:
     last_page: int | None = None
     shard: Shard | None = None
     since: timedelta | None = None
+
+    @property
+    def is_dry_run(self) -> bool:
+        return self.mode == "dry-run"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,10 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
+from etl.config import PhoneNumber
 from etl.db import leases, run_log
-from etl.db.run_log import NumberOutcome
+from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.db.run_records import get_run
 from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import store_pages
 from etl.db.store.removals import Removals, store_removals
@@ -57,6 +59,15 @@ class Writer:
         self._queued_bytes = 0
         self._room = asyncio.Condition()
 
+    def claim(self, connection: Connection, numbers: Sequence[PhoneNumber], now: datetime) -> Claim:
+        """Claim the numbers for the run."""
+        return run_log.claim(connection, self._run_id, numbers, now)
+
+    def finish(self, connection: Connection, outcome: RunOutcome, now: datetime) -> Record | None:
+        """Close the run; return its record."""
+        run_log.finish(connection, self._run_id, outcome, now)
+        return get_run(connection, self._run_id)
+
     async def put(self, item: Item) -> None:
         """Queue a page, removals or an outcome; waits while the queue is full."""
         if isinstance(item, ObservedPage):
@@ -88,9 +99,7 @@ class Writer:
         # A function of its own: the batch is not kept while the next one gathers.
         if not batch:
             return
-        self._batches += 1
-        write = partial(self._write, batch=batch, number=self._batches)
-        self._changes += await self._transactions.write(write)
+        self._changes += await self._commit(batch)
         for outcome in batch:
             if isinstance(outcome, NumberOutcome):
                 changes = self._changes.pop(outcome.phone_number, 0)
@@ -102,6 +111,11 @@ class Writer:
             self._room.notify_all()
         for _ in batch:
             self._queue.task_done()
+
+    async def _commit(self, batch: Sequence[Item]) -> Counter[str]:
+        self._batches += 1
+        write = partial(self._write, batch=batch, number=self._batches)
+        return await self._transactions.write(write)
 
     def _fits(self, page: ObservedPage) -> bool:
         return not self._queued_bytes or self._queued_bytes + page.page.size <= MAX_QUEUE_BYTES

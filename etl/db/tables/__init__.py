@@ -16,6 +16,7 @@ from etl.db.tables.chats import (
 from etl.db.tables.runs import (
     COUNTS,
     Completeness,
+    Mode,
     Status,
     api_pace,
     number_leases,
@@ -32,6 +33,7 @@ __all__ = [
     "VERSION_TABLE",
     "Completeness",
     "EventKind",
+    "Mode",
     "Status",
     "api_pace",
     "chat_events",

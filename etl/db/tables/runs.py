@@ -9,6 +9,7 @@ from etl.db.tables.chats import phone_numbers
 from etl.db.types import BigKey, JsonText, LongText, ShortText, UtcDateTime
 
 Status = Literal["running", "succeeded", "partial", "failed", "interrupted", "abandoned"]
+Mode = Literal["full", "quick", "dry-run"]
 Completeness = Literal["proved", "consistent", "unproved"]
 
 COUNTS: Final = {
@@ -41,6 +42,15 @@ sync_runs = Table(
     metadata,
     Column("id", BigKey, primary_key=True, comment="Ascending: a later run has a higher id."),
     Column("command", LongText, nullable=False, comment="The command: sync or backfill."),
+    Column(
+        "mode",
+        ShortText(STATUS_LENGTH),
+        nullable=False,
+        server_default="full",
+        comment="full: lists are read to their end, or as far as a backfill was asked to. quick: "
+        "read only where changes are likely. dry-run: as full, but no data is written; the counts "
+        "are what a sync would have written.",
+    ),
     Column(
         "status",
         ShortText(STATUS_LENGTH),
