@@ -25,7 +25,7 @@ class RunOptions:
     page range: from `first_page` (default: 1, or where an interrupted backfill stopped) to
     `last_page`. With a `shard` only the numbers of that part are synced. With `since`, the run
     shares the numbers with all others of that kind, and leaves those out that were finished since
-    so long before it began.
+    so long before it began. A `dry-run` counts and writes no data.
     """
 
     numbers: tuple[PhoneNumber, ...]
@@ -39,6 +39,10 @@ class RunOptions:
     last_page: int | None = None
     shard: Shard | None = None
     since: timedelta | None = None
+
+    @property
+    def is_dry_run(self) -> bool:
+        return self.mode == "dry-run"
 
 
 @dataclass(frozen=True, slots=True)

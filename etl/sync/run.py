@@ -28,6 +28,7 @@ from etl.errors import (
 )
 from etl.sync.budget import Budget
 from etl.sync.context import RunContext, RunOptions
+from etl.sync.dry_run import DryWriter
 from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
@@ -98,16 +99,18 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     readers = 1 if begun or options.shard else READERS
     transactions = Transactions(engine, patience=config.database.patience, readers=readers)
     clock = await transactions.read(clock_of)
-    lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
+    lease_seconds, is_dry_run = config.sync.lease_seconds, options.is_dry_run
+    lease_keeper = LeaseKeeper(transactions, clock, lease_seconds, closes_others=not is_dry_run)
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    writer = Writer(transactions, run_id, clock, client.usage, config.sync.quick_recall)
+    create = DryWriter if is_dry_run else Writer
+    writer = create(transactions, run_id, clock, client.usage, config.sync.quick_recall)
     budget = Budget(config.sync.max_requests)
     configured = (*config.sync.phone_numbers, *options.numbers)
     tokens = {number.e164: number.token or config.token for number in configured}
     turns = Turns(budget, config.api.per_page, _most_needed(config, options))
-    reach = Reach(client, transactions, budget, config.api, tokens, clock)
+    reach = Reach(client, transactions, budget, config.api, tokens, clock, is_dry_run)
     context = RunContext(
         config, transactions, client, writer, turns, reach, progress, run_id, clock, Room()
     )
@@ -140,9 +143,8 @@ def _shared_list(
 
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
     lease_seconds = config.sync.lease_seconds
-    return run_log.start(
-        connection, options.command, options.mode, now=now, lease_seconds=lease_seconds
-    )
+    command, mode = options.command, options.mode
+    return run_log.start(connection, command, mode, now=now, lease_seconds=lease_seconds)
 
 
 def _most_needed(config: Config, options: RunOptions) -> int | None:
@@ -206,7 +208,8 @@ class _Run:
         One run asks for all of them which its token reaches.
         """
         context, now = self._context, self._context.clock()
-        await context.transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
+        if not self._options.is_dry_run:
+            await context.transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
         found = [number for number in numbers if shard.has(number.e164)]
         if not found:
             why = f"no number of the list is in shard {shard}"
@@ -216,9 +219,7 @@ class _Run:
     async def _claim(self, numbers: Sequence[PhoneNumber]) -> Take:
         """Claim all numbers at once; those that are busy end here."""
         context, now = self._context, self._context.clock()
-        claim = await context.transactions.write(
-            lambda c: run_log.claim(c, context.run_id, numbers, now)
-        )
+        claim = await context.transactions.write(lambda c: context.writer.claim(c, numbers, now))
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
             self._outcomes.append(self._failed(phone_number, BusyError(str(holder))))
@@ -293,13 +294,13 @@ class _Run:
 
     async def close(self, outcome: RunOutcome) -> Record:
         """Write the run's end to the run log, tell it, and return its record."""
-        run_id, now = self._context.run_id, self._context.clock()
-        base_url, rates = self._context.config.api.base_url, self._context.client.rates()
+        now, base_url = self._context.clock(), self._context.config.api.base_url
+        rates = {} if self._options.is_dry_run else self._context.client.rates()
 
         def finish(connection: Connection) -> Record | None:
-            run_log.finish(connection, run_id, outcome, now)
+            record = self._context.writer.finish(connection, outcome, now)
             write_rates(connection, base_url, rates, now)
-            return run_log.get_run(connection, run_id)
+            return record
 
         record = await self._context.transactions.write(finish)
         if record is None:
@@ -336,7 +337,7 @@ class _Run:
                 background.create_task(context.writer.run()),
                 background.create_task(self._lease_keeper.run(context.run_id)),
             ]
-            if self._shared or self._options.shard:
+            if (self._shared or self._options.shard) and not self._options.is_dry_run:
                 helpers.append(background.create_task(self._shared_rates().run()))
             # More numbers than requests in flight, because numbers also wait for the database.
             async with asyncio.TaskGroup() as syncs:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
+from etl.config import PhoneNumber
 from etl.db import leases, run_log
-from etl.db.run_log import NumberOutcome
+from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.db.run_records import get_run
 from etl.db.store.batch import ObservedPage
 from etl.db.store.pages import Changes, ChangesByPlace, store_pages
 from etl.db.store.removals import Removals, store_removals
@@ -62,6 +63,15 @@ class Writer:
         self._queued_bytes = 0
         self._room = asyncio.Condition()
 
+    def claim(self, connection: Connection, numbers: Sequence[PhoneNumber], now: datetime) -> Claim:
+        """Claim the numbers for the run."""
+        return run_log.claim(connection, self._run_id, numbers, now)
+
+    def finish(self, connection: Connection, outcome: RunOutcome, now: datetime) -> Record | None:
+        """Close the run; return its record."""
+        run_log.finish(connection, self._run_id, outcome, now)
+        return get_run(connection, self._run_id)
+
     async def put(self, item: Item) -> None:
         """Queue a page, removals or an outcome; waits while the queue is full."""
         if isinstance(item, ObservedPage):
@@ -93,13 +103,7 @@ class Writer:
         # A function of its own: the batch is not kept while the next one gathers.
         if not batch:
             return
-        self._batches += 1
-        write = partial(self._write, batch=batch, number=self._batches)
-        written = await self._transactions.write(write)
-        self._changes += written.counts
-        for phone_number, places in written.places.items():
-            before = self._places.get(phone_number, {})
-            self._places[phone_number] = _combined(before, places)
+        self._changes += await self._commit(batch)
         for outcome in batch:
             if isinstance(outcome, NumberOutcome):
                 self._places.pop(outcome.phone_number, None)
@@ -112,6 +116,20 @@ class Writer:
             self._room.notify_all()
         for _ in batch:
             self._queue.task_done()
+
+    async def _commit(self, batch: Sequence[Item]) -> Counter[str]:
+        self._batches += 1
+        write = partial(self._write, batch=batch, number=self._batches)
+        changes, places = await self._transactions.write(write)
+        for phone_number, found in places.items():
+            self._places[phone_number] = self._with_places_before(phone_number, found)
+        return changes
+
+    def _with_places_before(self, phone_number: str, places: ChangesByPlace) -> ChangesByPlace:
+        found = dict(self._places.get(phone_number, {}))
+        for place, counts in places.items():
+            found[place] = found.get(place, Counter()) + counts
+        return found
 
     def _fits(self, page: ObservedPage) -> bool:
         return not self._queued_bytes or self._queued_bytes + page.page.size <= MAX_QUEUE_BYTES
@@ -130,8 +148,13 @@ class Writer:
             self._queue.task_done()  # for the None
         return batch
 
-    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> "_Written":
-        """Write the run's batch of that number, counted from 1, unless it was committed before."""
+    def _write(
+        self, connection: Connection, batch: Sequence[Item], number: int
+    ) -> tuple[Counter[str], Changes]:
+        """Write the run's batch of that number, counted from 1, unless it was committed before.
+
+        Returns how many chats of each phone number changed, and where in its list.
+        """
         changes: Counter[str] = Counter()
         places: Changes = {}
         pages = [item for item in batch if isinstance(item, ObservedPage)]
@@ -140,7 +163,7 @@ class Writer:
         loses = any(isinstance(item, Removals) and item.gone for item in batch)
         leases.lock_writers(connection, everywhere=loses)
         if not leases.move_fence(connection, run_id, number):
-            return _Written(changes, places)
+            return changes, places
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
             counts, places = store_pages(connection, pages, run_id=run_id, now=now)
@@ -154,25 +177,9 @@ class Writer:
                 run_log.add_counts(connection, run_id, counts, self._usage)
                 changes[item.phone_number] += removed
             elif isinstance(item, NumberOutcome):
-                places_of_number = _combined(
-                    self._places.get(item.phone_number, {}), places.get(item.phone_number, {})
-                )
-                least = self._least_recall
-                learned = learn(connection, run_id, item, places_of_number, least=least)
+                number_places = places.get(item.phone_number, {})
+                found = self._with_places_before(item.phone_number, number_places)
+                learned = learn(connection, run_id, item, found, least=self._least_recall)
                 ended = replace(item, evidence={**item.evidence, **learned})
                 run_log.close_number(connection, run_id, ended, now)
-        return _Written(changes, places)
-
-
-class _Written(NamedTuple):
-    """By phone number: how many chats a batch changed, and where in the list."""
-
-    counts: Counter[str]
-    places: Changes
-
-
-def _combined(before: ChangesByPlace, more: ChangesByPlace) -> ChangesByPlace:
-    found = dict(before)
-    for place, counts in more.items():
-        found[place] = found.get(place, Counter()) + counts
-    return found
+        return changes, places
