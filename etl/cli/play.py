@@ -1,5 +1,6 @@
 """The commands that need no token: sandbox and demo."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,28 @@ _PER_PAGE = Number(0, 1000)
 @click.option("--renames", type=_PER_PAGE, default=0.0, help="Chats renamed after each page.")
 @click.option("--joins", type=_PER_PAGE, default=0.0, help="Participants joining after each page.")
 @click.option("--leaves", type=_PER_PAGE, default=0.0, help="Participants leaving after each page.")
-def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> None:
+@click.option(
+    "--messages-per-day",
+    type=Number(0, 1_000_000_000),
+    default=0.0,
+    help="Messages a day over all chats, by the clock; a few chats get most of them.",
+)
+@click.option(
+    "--speed",
+    type=Number(0.001, 1_000_000),
+    default=1.0,
+    show_default=True,
+    help="How many times as fast as the clock messages arrive; with 1440, a day in a minute.",
+)
+def sandbox(
+    port: int,
+    chats: int,
+    seed: int,
+    order: "Order",
+    messages_per_day: float,
+    speed: float,
+    **rates: Any,
+) -> None:
     """Serve an imitation of the Linq API with invented data.
 
     It listens on 127.0.0.1 until Ctrl-C. The options make it slow, throttling or faulty, or let
@@ -85,13 +107,21 @@ def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> N
     Examples:
       linq-etl sandbox
       linq-etl sandbox --jumps 3 --creates 1 --deletes 1 --drop 0.05
+      linq-etl sandbox --chats 10000 --messages-per-day 7000 --speed 1440
     """
-    from etl.sandbox import Faults, Motion, Sandbox, build_world
+    from etl.sandbox import Faults, Motion, Sandbox, Traffic, build_world
 
     motion = {name: rates.pop(name) for name in Motion.__dataclass_fields__}
     world = build_world(seed=seed, chats_per_number=chats, order=order)
+    traffic = None
+    if messages_per_day:
+        traffic = Traffic(
+            world, messages_per_day, clock=lambda: speed * time.monotonic(), seed=seed
+        )
     try:
-        server = Sandbox(world, port=port, faults=Faults(**rates), motion=Motion(**motion))
+        server = Sandbox(
+            world, port=port, faults=Faults(**rates), motion=Motion(**motion), traffic=traffic
+        )
     except OSError as error:
         reason = f"port {port} cannot be used ({error.strerror})"
         raise ConfigError(f"--port: {reason}; choose another, or 0 for a free one") from None

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 from etl.sandbox import routes
 from etl.sandbox.faults import Faults, FaultSource
 from etl.sandbox.routes import RefusedError, Reply, reply_error, reply_json
+from etl.sandbox.traffic import Traffic
 from etl.sandbox.world import Motion, World
 
 TOKEN_HEADER = "X-LINQ-INTEGRATION-TOKEN"
@@ -46,11 +47,13 @@ class Sandbox:
         token: str = "sandbox-token",
         faults: Faults | None = None,
         motion: Motion | None = None,
+        traffic: Traffic | None = None,
         port: int = 0,
         tokens: Mapping[str, Collection[str]] | None = None,
     ) -> None:
         self.world = world
         self.motion = motion or Motion()
+        self.traffic = traffic
         self.faults = faults or Faults()
         self.lock = threading.Lock()
         self.requests: deque[Request] = deque(maxlen=100_000)
@@ -112,6 +115,8 @@ class Sandbox:
         parts = urlsplit(target)
         path, query = parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
         with self.lock:
+            if self.traffic:
+                self.traffic.catch_up()
             fault = self._fault_source.next_fault()
             reply: Reply | None = self._answer(path, query, token)
             if reply and fault:

@@ -43,6 +43,7 @@ from etl.sync.summary import cause, grouped_errors
 from etl.sync.turns import LEFT_OUT, Turns
 from etl.sync.writer import Writer
 
+Clock = Callable[[], datetime]
 Take = Callable[[], Awaitable[PhoneNumber | None]]  # the next number to sync; None if there is none
 
 MAX_JOINS = 4  # of one process, which was taken for dead each time
@@ -58,8 +59,14 @@ class RunResult:
     exit_code: int
 
 
-async def sync(
-    config: Config, engine: Engine, client: LinqClient, *, options: RunOptions, progress: Progress
+async def sync(  # noqa: PLR0913  # what tests replace
+    config: Config,
+    engine: Engine,
+    client: LinqClient,
+    *,
+    options: RunOptions,
+    progress: Progress,
+    clock: Clock | None = None,
 ) -> RunResult:
     """Sync the numbers of `options`, and with `all_reached` every other number of the token.
 
@@ -67,13 +74,17 @@ async def sync(
     whole run: DatabaseError, LeaseLostError, or an API error while the numbers are listed. In every
     case, cancellation included, the transaction in progress ends and the run is closed first.
 
-    A run that shares its numbers and was taken for dead joins the others again, as a new run.
+    A run that shares its numbers and was taken for dead joins the others again, as a new run. The
+    times to record are those of `clock`, else the database's.
     """
-    attempt = partial(_sync, config, engine, client, options=options, progress=progress)
+    read_clock = (lambda _: clock) if clock else clock_of
+    attempt = partial(
+        _sync, config, engine, client, options=options, progress=progress, read_clock=read_clock
+    )
     if options.since is None:
         return await attempt()
     transactions = Transactions(engine, patience=config.database.patience)
-    begun = (await transactions.read(clock_of))()
+    begun = (await transactions.read(read_clock))()
     for _ in range(MAX_JOINS):
         try:
             return await attempt(begun=begun)
@@ -93,12 +104,13 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     *,
     options: RunOptions,
     progress: Progress,
+    read_clock: Callable[[Connection], Clock],
     begun: datetime | None = None,
 ) -> RunResult:
     # The more processes there are, the fewer connections each one may take.
     readers = 1 if begun or options.shard else READERS
     transactions = Transactions(engine, patience=config.database.patience, readers=readers)
-    clock = await transactions.read(clock_of)
+    clock = await transactions.read(read_clock)
     lease_seconds, is_dry_run = config.sync.lease_seconds, options.is_dry_run
     lease_keeper = LeaseKeeper(transactions, clock, lease_seconds, closes_others=not is_dry_run)
     now = clock()

@@ -43,6 +43,25 @@ def test_the_options_of_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.motion == Motion(jumps=2, leaves=1)
 
 
+def test_messages_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million days in a second bring messages at once; without the option, none ever come."""
+    served: list[Sandbox] = []
+
+    def serve(server: Sandbox) -> None:
+        served.append(server)
+        server.stop()
+
+    monkeypatch.setattr(Sandbox, "serve_forever", serve)
+    options = ("sandbox", "--port", "0", "--chats", "1")
+    by_clock = ("--messages-per-day", "1000000000", "--speed", "1000000")
+    assert (call(*options).code, call(*options, *by_clock).code) == (0, 0)
+    still, moving = served
+    assert still.traffic is None
+    assert moving.traffic is not None
+    moving.traffic.catch_up()
+    assert len(moving.world.listing(A)) > 1
+
+
 @pytest.mark.parametrize("width", ["40", "80", "200"])
 def test_the_demo(width: str) -> None:
     """It leaves a database, replacing an older one; its queries are whole at any width."""

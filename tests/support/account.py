@@ -1,6 +1,7 @@
 """An account in memory, a database that follows it, and one sync after another."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -99,6 +100,7 @@ class Account:
         max_requests: int | None = None,
         patience: float = 60,
         full_every: str = "24h",
+        clock: Callable[[], datetime] | None = None,
         **options: Any,
     ) -> RunResult:
         ceiling = {"SYNC__MAX_REQUESTS": max_requests} if max_requests else {}
@@ -113,7 +115,9 @@ class Account:
         self.api.number, self.api.asked = number, []
         client: Any = self.api
         asked_for = RunOptions((PhoneNumber(number),), **options)
-        return await sync(config, self.engine, client, options=asked_for, progress=LogProgress())
+        return await sync(
+            config, self.engine, client, options=asked_for, progress=LogProgress(), clock=clock
+        )
 
     def sync(self, number: str = A, **options: Any) -> RunResult:
         return asyncio.run(self.run(number, **options))

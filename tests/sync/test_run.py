@@ -1,13 +1,15 @@
 """What a run leaves for the next one."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import Engine
 
 from etl.config import Token
-from etl.db.tables import sync_runs
+from etl.db.tables import sync_run_numbers, sync_runs
 from etl.errors import TokenRefusedError
 from tests.support.account import Account, Api
-from tests.support.builders import Rows, config_with
+from tests.support.builders import NOON, Rows, config_with, minute
 
 LEARNED = 12.5  # requests a second
 
@@ -50,6 +52,17 @@ def test_a_run_starts_with_the_rate_that_the_one_before_learned(
     api.good_pages = 100
     account.sync()
     assert list(api.started_with.values()) == [LEARNED]
+
+
+def test_a_run_at_another_time(account: Account) -> None:
+    """With a clock of its own, the run and its lease have that clock's times only."""
+    account.sync(clock=lambda: NOON)
+    account.sync(clock=lambda: minute(15))
+    times = ("started_at", "finished_at", "lease_expires_at")
+    runs = [tuple(row[name] for name in times) for row in account.rows(sync_runs)]
+    assert runs == [(at, at, at + timedelta(seconds=60)) for at in (NOON, minute(15))]
+    finished = [row["finished_at"] for row in account.rows(sync_run_numbers)]
+    assert finished == [NOON, minute(15)]
 
 
 @pytest.mark.parametrize("ending", ["failed", "interrupted"])
