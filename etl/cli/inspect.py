@@ -57,7 +57,7 @@ def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_
 
 @click.command()
 @click.option(
-    "--max-age", type=Duration(), help="Exit with 3 if a last good sync is older, e.g. 2h."
+    "--max-age", type=Duration(), help="Exit with 3 if a number is fresh as of longer ago, e.g. 2h."
 )
 @click.option("--failing", is_flag=True, help="Exit with 3 if a last attempt failed.")
 @json_option
@@ -65,8 +65,9 @@ def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_
 def status(options: GlobalOptions, max_age: timedelta | None, failing: bool, as_json: bool) -> int:
     """Show which numbers fail, why, and how fresh each is.
 
-    The worst come first. A terminal gets what fits, a pipe every number. A number is stale if its
-    last good sync is older than --max-age, or than a day. Only --max-age and --failing change the
+    The worst come first. A terminal gets what fits, a pipe every number. A number is stale if it is
+    fresh as of longer ago than --max-age, or than a day: if neither the whole list was read since,
+    nor was it read quickly where that finds the changes. Only --max-age and --failing change the
     exit code.
 
     \b

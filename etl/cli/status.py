@@ -14,15 +14,19 @@ USUAL_AGE = timedelta(days=1)  # what is older is called stale, unless --max-age
 NULLS: Mapping[str, Any] = dict.fromkeys(number_status.columns.keys())
 COLUMNS = (
     *(Column("phone_number"), Column("label"), Column("last_good_sync"), Column("age")),
+    *(Column("fresh_as_of"), Column("complete_as_of")),
     *(Column("completeness"), Column("total_count"), Column("state"), Column("last_attempt_at")),
+    *(Column("quick_recall_lower", "quick recall"), Column("quick_off"), Column("list_order")),
     *(Column("failing_since"), Column("error")),
 )
 _SHORT_COLUMNS = (
     Column("phone_number"),
     Column("label", cut_to=5),
     Column("since", "failing since"),
-    Column("good", "last good sync"),
+    Column("fresh", "fresh as of"),
+    Column("complete", "complete as of"),
     Column("list"),
+    Column("quick"),
     Column("total_count", "chats", right=True),
 )
 
@@ -37,10 +41,17 @@ class Section:
 
 
 def with_age(row: Row | None, phone_number: str, now: datetime) -> Row:
-    """A number's row of `status` with its age; all nulls if the number was never synced."""
+    """A number's row of `status` with its ages; all nulls if the number was never synced.
+
+    `age` is that of what is fresh, `complete_age` that of a list known to be complete.
+    """
     row = {**NULLS, **(row or {"phone_number": phone_number})}
-    last = row["last_good_sync"]
-    return {**row, "age": timedelta(seconds=int((now - last).total_seconds())) if last else None}
+    fresh, complete = row["fresh_as_of"] or row["last_good_sync"], row["complete_as_of"]
+    return {**row, "age": _age(fresh, now), "complete_age": _age(complete, now)}
+
+
+def _age(at: datetime | None, now: datetime) -> timedelta | None:
+    return timedelta(seconds=int((now - at).total_seconds())) if at else None
 
 
 def is_failing(row: Row) -> bool:
@@ -110,6 +121,7 @@ def in_full(rows: Iterable[Row], max_age: timedelta | None) -> list[Row]:
             **row,
             "state": ", ".join(_states(row, max_age)),
             "last_good_sync": row["last_good_sync"] or "never",
+            "quick_recall_lower": _quick(row),
             "last_attempt_at": row["last_attempt_at"] or "never",
             "error": _error(row) if is_failing(row) else None,
         }
@@ -201,18 +213,31 @@ def _error(row: Row) -> str:
 
 
 def _short(row: Row) -> Row:
-    good, since = row["age"], row["failing_since"]
+    since = row["failing_since"]
     return {
         **row,
         "since": since.astimezone(UTC).strftime("%Y-%m-%d %H:%MZ") if since else None,
-        "good": "never" if good is None else f"{duration(good.total_seconds())} ago",
+        "fresh": _ago(row["age"]),
+        "complete": _ago(row["complete_age"]),
+        "quick": _quick(row),
         "list": "always empty" if row["always_empty"] else row["completeness"],
     }
 
 
+def _ago(age: timedelta | None) -> str:
+    return "never" if age is None else f"{duration(age.total_seconds())} ago"
+
+
+def _quick(row: Row) -> str | None:
+    """How much quick readings find at least, if that is known and enough."""
+    if row["list_order"] is None:
+        return None
+    return "off" if row["quick_off"] else f"{row['quick_recall_lower']:.1%}"
+
+
 def _short_columns(rows: Sequence[Row]) -> list[Column]:
     """Without those that have nothing to show."""
-    optional = {"label", "since"}
+    optional = {"label", "since", "quick"}
     return [
         column
         for column in _SHORT_COLUMNS

@@ -4,6 +4,7 @@ Written by the run that holds the number, in the transaction that closes it.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -77,6 +78,11 @@ class KnownList:
     partial_runs: int = 0
     caught: FoundByKind = field(default_factory=dict)
     page_reads: Sequence[int | None] = ()
+
+    @property
+    def pages(self) -> int:
+        """Pages of the list, at least one."""
+        return max(math.ceil((self.total_count or 0) / self.per_page), 1)
 
 
 @dataclass(frozen=True, slots=True)

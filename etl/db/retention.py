@@ -24,6 +24,7 @@ from etl.db.tables import (
     FULL,
     number_leases,
     phone_numbers,
+    quick_recall,
     rejected_records,
     run_fences,
     sync_run_numbers,
@@ -40,6 +41,7 @@ _LOG_EVERY_SECONDS: Final = 10.0
 # What orders the rows of a run, by table; in this order they are deleted.
 _KEYS: Final[dict[Table, Column[Any]]] = {
     rejected_records: rejected_records.c.id,
+    quick_recall: quick_recall.c.phone_number,
     sync_run_numbers: sync_run_numbers.c.phone_number,
 }
 
@@ -66,11 +68,11 @@ class _OldRun:
     id: int
     is_kept: bool
     rejected: int
-    numbers: int
+    others: int
 
     @property
     def rows(self) -> int:
-        return self.rejected + (0 if self.is_kept else self.numbers + 1)
+        return self.rejected + (0 if self.is_kept else self.others + 1)
 
 
 async def prune(
@@ -132,7 +134,7 @@ class _Pruning:
         left = run.rows
         for table in (rejected_records,) if run.is_kept else _KEYS:
             part, deleted = partial(_delete_part, table=table, run_id=run.id), ROWS
-            while left > ROWS and deleted == ROWS:
+            while left > ROWS and deleted > ROWS / 2:  # A number has several rows of recall.
                 deleted = (await self._write(part))[table]
                 left -= deleted
 
@@ -206,10 +208,10 @@ def _old_ids(connection: Connection, after: int, limit: int, older_than: datetim
 
 def _old_runs(connection: Connection, ids: Sequence[int], needed: Collection[int]) -> list[_OldRun]:
     rejected = _count_by_run(connection, rejected_records, ids)
-    numbers = _count_by_run(connection, sync_run_numbers, ids)
+    others = Counter(_count_by_run(connection, sync_run_numbers, ids))
+    others.update(_count_by_run(connection, quick_recall, ids))
     return [
-        _OldRun(run_id, run_id in needed, rejected.get(run_id, 0), numbers.get(run_id, 0))
-        for run_id in ids
+        _OldRun(run_id, run_id in needed, rejected.get(run_id, 0), others[run_id]) for run_id in ids
     ]
 
 
@@ -239,6 +241,7 @@ def _delete_runs(connection: Connection, runs: Sequence[_OldRun]) -> Counter[Tab
     every, closed = [run.id for run in runs], [run.id for run in runs if not run.is_kept]
     wanted = (
         (rejected_records, rejected_records.c.run_id, every),
+        (quick_recall, quick_recall.c.run_id, closed),
         (sync_run_numbers, sync_run_numbers.c.run_id, closed),
         (sync_runs, sync_runs.c.id, closed),
     )

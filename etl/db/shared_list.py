@@ -17,6 +17,7 @@ from etl.db import leases
 from etl.db.backends import backend
 from etl.db.run_log import GOOD, was_not_left_out
 from etl.db.tables import (
+    FULL,
     number_leases,
     number_status,
     phone_numbers,
@@ -37,13 +38,19 @@ class SharedRun(NamedTuple):
     """A run that shares numbers with others.
 
     For it, a list is finished that was read to the end after `since`, and a number has failed that
-    failed after `begun`. `first_run` is the oldest run that was open then.
+    failed after `begun`. `first_run` is the oldest run that was open then. For one that `is_quick`,
+    a quick reading is enough.
     """
 
     run_id: int
     since: datetime
     begun: datetime
     first_run: int
+    is_quick: bool = False
+
+    def has_finished(self, completeness: str | None) -> bool:
+        """Whether a reading that was so complete is enough."""
+        return completeness in FULL or (self.is_quick and completeness is not None)
 
 
 class Failure(NamedTuple):
@@ -83,14 +90,15 @@ def open_runs(connection: Connection) -> Sequence[int]:
     )
 
 
-def unfinished(connection: Connection, numbers: Collection[str], since: datetime) -> list[str]:
-    """The numbers whose list no sync has read to the end since then, the longest list first.
+def unfinished(connection: Connection, numbers: Collection[str], run: SharedRun) -> list[str]:
+    """The numbers whose list is not finished for the run, the longest list first.
 
     A list of unknown length may be the longest of all.
     """
     backend(connection.dialect).begin_report(connection)
     view = number_status.c
-    query = select(view.phone_number, view.total_count, view.run_id, view.last_good_sync)
+    columns = (view.phone_number, view.total_count, view.run_id, view.last_good_sync)
+    query = select(*columns, view.fresh_as_of)
     rows = [
         row
         for some in _chunks(numbers)
@@ -99,11 +107,13 @@ def unfinished(connection: Connection, numbers: Collection[str], since: datetime
     recent = {
         row.phone_number: row.run_id
         for row in rows
-        if row.last_good_sync is not None and row.last_good_sync >= since
+        if row.last_good_sync is not None and row.last_good_sync >= run.since
     }
+    fresh = {row.phone_number for row in rows if row.fresh_as_of and row.fresh_as_of >= run.since}
     syncs = _syncs(connection, set(recent.values()))
     lengths = {row.phone_number: row.total_count for row in rows if row.total_count is not None}
-    left = [number for number in numbers if recent.get(number) not in syncs]
+    done = fresh if run.is_quick else frozenset[str]()
+    left = [each for each in numbers if recent.get(each) not in syncs and each not in done]
     return sorted(left, key=lambda number: (number in lengths, -lengths.get(number, 0)))
 
 
@@ -126,7 +136,7 @@ def look(connection: Connection, run: SharedRun, numbers: Collection[str]) -> St
         query = select(lease.phone_number, lease.run_id).where(lease.phone_number.in_(some))
         holders |= {row.phone_number: row.run_id for row in connection.execute(query)}
         for row in _entries(connection, run, some):
-            if row.status in GOOD and row.completeness is not None:
+            if row.status in GOOD and run.has_finished(row.completeness):
                 if row.finished_at >= run.since:
                     finished.add(row.phone_number)
             elif row.status in (*GOOD, "failed") and row.finished_at >= run.begun:

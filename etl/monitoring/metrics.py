@@ -21,12 +21,13 @@ from sqlalchemy import Connection
 from etl.config import PhoneNumber
 from etl.db.attempts import last_runs, number_attempts
 from etl.db.run_log import Record
-from etl.db.tables import Completeness, Status
+from etl.db.tables import FULL, Status
 from etl.phone import shortened
 
 _NEVER_SYNCED: Final[Record] = dict.fromkeys(
     (
         *("last_good_sync", "completeness", "total_count", "failing_since"),
+        *("fresh_as_of", "quick_recall_lower"),
         *("last_attempt_at", "last_status", "last_started_at", "last_requests", "last_throttled"),
     )
 )
@@ -38,6 +39,15 @@ _OF_NUMBERS: Final[Mapping[str, tuple[str, Value]]] = {
     "last_success_timestamp_seconds": (
         "When the last good sync of the number ended; 0 if there was none.",
         lambda row: _seconds(row["last_good_sync"]),
+    ),
+    "fresh_timestamp_seconds": (
+        "Changes until then are stored: by a full walk, or by a quick reading that finds them; 0 "
+        "if there was none.",
+        lambda row: _seconds(row["fresh_as_of"]),
+    ),
+    "quick_recall_lower": (
+        "At least this share of the changes is found by quick readings of the number.",
+        lambda row: row["quick_recall_lower"],
     ),
     "chats": (
         "Chats in the list of the number, by the last count of the API.",
@@ -103,7 +113,7 @@ class Metrics(Collector):
             "How completely the last good sync read the list of the number: 1 for what applies.",
             ("number", "completeness"),
             ((key, row["completeness"]) for key, row in self.numbers),
-            get_args(Completeness),
+            FULL,
         )
         yield _states(
             "last_attempt_status",

@@ -6,12 +6,12 @@ fails, it takes them over. It tries each number once.
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from random import uniform
+from time import monotonic
 from typing import Final
 
 from sqlalchemy import Connection
@@ -45,12 +45,11 @@ class SharedList:
         since: datetime,
         begun: datetime,
         *,
-        monotonic: Callable[[], float] = time.monotonic,
+        is_quick: bool = False,
     ) -> None:
         self._context = context
         self._lease_keeper = lease_keeper
-        self._run = SharedRun(context.run_id, since, begun, first_run=context.run_id)
-        self._monotonic = monotonic
+        self._run = SharedRun(context.run_id, since, begun, context.run_id, is_quick)
         self._most = 3 * context.config.api.max_concurrency - 2  # numbers at a time
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()  # a number of this run was closed
@@ -78,8 +77,8 @@ class SharedList:
         first = min([*runs, self._context.run_id])
         self._run = self._run._replace(first_run=first)
         self._count_workers(runs)
-        since = self._run.since
-        free = await transactions.read(lambda c: shared_list.unfinished(c, self._numbers, since))
+        run = self._run
+        free = await transactions.read(lambda c: shared_list.unfinished(c, self._numbers, run))
         if self._context.turns.is_limited:  # Then in their turn, not the longest first.
             known = {*free}
             free = [number for number in self._numbers if number in known]
@@ -129,6 +128,12 @@ class SharedList:
         known = self._given_up | self._own
         return {number: known.get(number, unknown) for number in left}
 
+    def exit_code(self) -> int | None:
+        """The common exit code of what is not finished, or 3; None if all is finished."""
+        left = self.left()
+        codes = {_exit_code_of(failure.kind) for failure in left.values()}
+        return min(codes) if len(left) == self.size and len(codes) == 1 else 3 if left else None
+
     @property
     def _is_stopped(self) -> bool:
         return self._context.client.error is not None or self._context.turns.is_over
@@ -139,7 +144,7 @@ class SharedList:
 
     async def _claim(self) -> None:
         """Claim a few numbers, as soon as requests for them can start."""
-        if self._elsewhere and self._monotonic() - self._reviewed >= REVIEW:
+        if self._elsewhere and monotonic() - self._reviewed >= REVIEW:
             await self._review()
         count = self._room()
         if not count:
@@ -150,12 +155,12 @@ class SharedList:
         taken, standing = await self._context.transactions.write(claim)
         self._note(window, taken, standing)
         # What is still free is being claimed by another run, or for later.
-        self._next_claim = self._monotonic() + (TICK if set(window) & {*self._free, *taken} else 0)
+        self._next_claim = monotonic() + (TICK if set(window) & {*self._free, *taken} else 0)
 
     def _room(self) -> int:
         """How many numbers to claim now."""
         spare = self._context.client.spare
-        if not spare or self._monotonic() < self._next_claim:
+        if not spare or monotonic() < self._next_claim:
             return 0
         # With some in reserve, which begin before the next claim.
         wanted = spare + self._context.config.api.max_concurrency // 2
@@ -196,8 +201,8 @@ class SharedList:
         await self._review()
         if len(self._elsewhere) < before:
             self._wait = SHORTEST_WAIT
-        if self._monotonic() - self._logged >= LOG_EVERY:
-            self._logged = self._monotonic()
+        if monotonic() - self._logged >= LOG_EVERY:
+            self._logged = monotonic()
             self._context.progress.waiting(len(self._elsewhere))
 
     async def _pause(self, seconds: float) -> None:
@@ -213,7 +218,7 @@ class SharedList:
         look = partial(self._look, numbers=sorted(self._elsewhere))
         runs, standing = await self._context.transactions.read(look)
         self._count_workers(runs)
-        self._reviewed = self._monotonic()
+        self._reviewed = monotonic()
         self._elsewhere -= standing.finished
         self._own = {n: own for n, own in self._own.items() if n not in standing.finished}
         again = [n for n in self._elsewhere if standing.is_free(n) and n not in self._own]
@@ -236,7 +241,7 @@ class SharedList:
         return runs, shared_list.look(connection, self._run, numbers)
 
 
-def exit_code_of(kind: str | None) -> int:
+def _exit_code_of(kind: str | None) -> int:
     """The exit code of a failure that another run has logged."""
     known: dict[str, int] = {each.kind: each.exit_code for each in _kinds(EtlError)}
     return known.get(kind or "", 3)

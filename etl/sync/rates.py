@@ -1,7 +1,7 @@
 """What a token's throttles teach one run, told to the runs that share the token's rate."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,6 +27,12 @@ class SharedRates:
     base_url: str
     clock: Callable[[], datetime]
     _told: dict[Token, int] = field(default_factory=dict)  # throttles that others know of
+
+    async def begin(self, tokens: Collection[Token]) -> None:
+        """Start each token with the rate that an earlier run learned."""
+        read = partial(read_rates, base_url=self.base_url, tokens=tokens, now=self.clock())
+        for token, rate in (await self.transactions.read(read)).items():
+            self.client.set_rate(token, rate)
 
     async def run(self) -> None:
         """Tell and learn, until cancelled."""

@@ -16,7 +16,7 @@ from etl.db import run_log
 from etl.db.engine import clock_of
 from etl.db.run_log import NumberOutcome, Record, RunOutcome
 from etl.db.tables import Status
-from etl.db.tokens import read_rates, write_rates
+from etl.db.tokens import write_rates
 from etl.db.transactions import READERS, Transactions
 from etl.errors import (
     BusyError,
@@ -30,7 +30,7 @@ from etl.sync.budget import Budget
 from etl.sync.context import RunContext, RunOptions
 from etl.sync.dry_run import DryWriter
 from etl.sync.failures import code_of, first_of, kind_of, sentence_of
-from etl.sync.join import SharedList, exit_code_of
+from etl.sync.join import SharedList
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, resume_margin
 from etl.sync.progress import Progress
@@ -150,7 +150,8 @@ def _shared_list(
 ) -> SharedList | None:
     if begun is None or options.since is None:
         return None
-    return SharedList(context, keeper, begun - options.since, begun)
+    since, is_quick = begun - options.since, options.mode == "quick"
+    return SharedList(context, keeper, since, begun, is_quick=is_quick)
 
 
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
@@ -184,6 +185,8 @@ class _Run:
         self._left_out = 0  # numbers that the token reaches, beyond MAX_REACHED
         self._labels: dict[str, str | None] = {}
         context.writer.on_closed = self.closed
+        base_url = context.config.api.base_url
+        self._rates = SharedRates(context.client, context.transactions, base_url, context.clock)
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
@@ -196,7 +199,8 @@ class _Run:
         self._labels = {number.e164: number.label for number in numbers}
         numbers = await self._in_turn(numbers)
         try:
-            await self._set_rates(numbers)
+            tokens = {number.token or self._context.config.token for number in numbers}
+            await self._rates.begin([*filter(None, tokens)])
             if self._shared:
                 await self._shared.begin(numbers)
                 self._context.progress.run_started(self._context.run_id, numbers)
@@ -270,20 +274,15 @@ class _Run:
 
     def exit_code(self) -> int:
         """0 if all numbers succeeded; their common exit code if all failed alike; else 3."""
-        left = self._shared.left() if self._shared else {}
-        if self._shared and left:
-            codes = {exit_code_of(failure.kind) for failure in left.values()}
-            alike = len(left) == self._shared.size and len(codes) == 1
-            return min(codes) if alike else 3
-        # What failed in a shared list has succeeded in another run since.
-        statuses = {each.status for each in self._outcomes} - (
-            {"failed"} if self._shared else {*()}
-        )
+        if self._shared and (code := self._shared.exit_code()):
+            return code
+        statuses = {each.status for each in self._outcomes}
+        if self._shared:  # What failed has succeeded in another run since.
+            statuses.discard("failed")
         is_empty = not statuses and (self._shared or self._options.shard)
         if (statuses == {"succeeded"} or is_empty) and not self._left_out:
-            not_complete = {"unproved", "quick"}
-            unproved = any(outcome.completeness in not_complete for outcome in self._outcomes)
-            return 3 if unproved and self._options.require_complete else 0
+            lacks = any(each.completeness in {"unproved", "quick"} for each in self._outcomes)
+            return 3 if lacks and self._options.require_complete else 0
         alike = statuses == {"failed"} and len(self._exit_codes) == 1
         return min(self._exit_codes) if alike else 3
 
@@ -331,17 +330,6 @@ class _Run:
         self._left_out = len(others[MAX_REACHED:])
         return [PhoneNumber(number) for number in others[:MAX_REACHED]]
 
-    async def _set_rates(self, numbers: Sequence[PhoneNumber]) -> None:
-        """Start each token with the rate that an earlier run learned."""
-        context = self._context
-        tokens = {number.token or context.config.token for number in numbers} - {None}
-        base_url, now = context.config.api.base_url, context.clock()
-        rates = await context.transactions.read(
-            lambda c: read_rates(c, base_url, [*filter(None, tokens)], now)
-        )
-        for token, rate in rates.items():
-            context.client.set_rate(token, rate)
-
     async def _sync_all(self, take: Take) -> None:
         context = self._context
         async with asyncio.TaskGroup() as background:
@@ -350,7 +338,7 @@ class _Run:
                 background.create_task(self._lease_keeper.run(context.run_id)),
             ]
             if (self._shared or self._options.shard) and not self._options.is_dry_run:
-                helpers.append(background.create_task(self._shared_rates().run()))
+                helpers.append(background.create_task(self._rates.run()))
             # More numbers than requests in flight, because numbers also wait for the database.
             async with asyncio.TaskGroup() as syncs:
                 for _ in range(3 * context.config.api.max_concurrency - 2):
@@ -358,11 +346,6 @@ class _Run:
             await context.writer.drain()
             for helper in helpers:
                 helper.cancel()
-
-    def _shared_rates(self) -> SharedRates:
-        context = self._context
-        base_url = context.config.api.base_url
-        return SharedRates(context.client, context.transactions, base_url, context.clock)
 
     async def _sync_each(self, take: Take) -> None:
         """Sync one number after another; the failure of one does not stop the others."""

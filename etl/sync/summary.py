@@ -127,7 +127,7 @@ def _lists(numbers: Sequence[Record]) -> str | None:
         return None
     if len(found) == 1:
         return f"{'list' if found.total() == 1 else 'lists'} {next(iter(found))}"
-    ordered = (name for name in ("unproved", "consistent", "proved") if name in found)
+    ordered = (name for name in ("quick", "unproved", "consistent", "proved") if name in found)
     return "lists " + ", ".join(f"{found[name]} {name}" for name in ordered)
 
 

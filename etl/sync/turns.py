@@ -166,9 +166,12 @@ class Turns:
         limit = self._budget.limit
         return needed is not None and limit is not None and needed > limit
 
-    def why_too_long(self, phone_number: str) -> str | None:
-        """Why the number's list never completes, if it needs more requests than a run has."""
-        needed = self._needed.get(phone_number, self._expected.get(phone_number))
+    def why_too_long(self, phone_number: str, pages: int | None = None) -> str | None:
+        """Why the number's list never completes, if it needs more requests than a run has.
+
+        The list has so many `pages`, if that is known.
+        """
+        needed = self._needed_for(pages) if pages else self._needed.get(phone_number)
         if not self._is_too_long(needed):
             return None
         return (

@@ -65,7 +65,7 @@ def fail(engine: Engine, number: str, at: int, kind: str) -> None:
 
 def left(engine: Engine, since: int) -> list[str]:
     with reading(engine) as connection:
-        return shared_list.unfinished(connection, NUMBERS, second(since))
+        return shared_list.unfinished(connection, NUMBERS, run_of(0, since=since))
 
 
 def look(engine: Engine, run: SharedRun) -> Standing:

@@ -31,7 +31,7 @@ def pages_by_gain(
 ) -> list[int]:
     """The list's pages, the one that is worth most first; before them the one with new chats."""
     ids = listed_ids(connection, phone_number)
-    pages = max(math.ceil(max(known.total_count or 0, len(ids)) / known.per_page), 1)
+    pages = max(math.ceil(len(ids) / known.per_page), known.pages)
     is_by_id = known.list_order in {"id", "id-desc"}
     messages: dict[int, float] = defaultdict(float)
     if is_by_id:

@@ -48,7 +48,7 @@ class QuickReading:
             return None
         if not self.in_full:
             await self._read_head(known)
-        elif limit := context.turns.why_too_long(number):
+        elif limit := context.turns.why_too_long(number, known.pages):
             self.limit = limit
             await self._read_by_gain(known, now)
         else:

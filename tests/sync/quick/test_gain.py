@@ -1,0 +1,112 @@
+"""Which pages a run reads whose budget does not suffice for the whole list."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.db.tables import list_orders
+from etl.sandbox.world import Order
+from etl.sync.quick.gain import gain, page_gains
+from tests.support.account import Account, number_in
+from tests.support.builders import Row, Rows
+
+CHATS = 400  # on a hundred pages
+
+
+@pytest.fixture
+def account(engine: Engine, rows: Rows) -> Account:
+    return Account(engine, rows)
+
+
+def learn(account: Account, order: Order) -> None:
+    account.populate(CHATS, order=order)
+    for walk in range(6):
+        if walk:
+            for position in Random(walk).sample(range(CHATS), 60):
+                account.world.jump(account.listed[position])
+        account.sync()
+
+
+def pages_read(account: Account, requests: int, minutes: int = 5) -> tuple[Row, set[int]]:
+    """A quick run with so many requests, minutes after the walks, and the pages that it read."""
+    at = datetime.now(UTC) + timedelta(minutes=minutes)
+    pages: list[int] = []
+    ask = account.api.list_chats
+
+    async def list_chats(context: Any, page_number: int, **options: Any) -> Any:
+        pages.append(page_number)
+        return await ask(context, page_number, **options)
+
+    account.api.list_chats = list_chats  # type: ignore[method-assign]
+    account.api.clock = lambda: at  # type: ignore[method-assign]
+    result = account.sync(mode="quick", max_requests=requests, clock=lambda: at)
+    account.api.list_chats = ask  # type: ignore[method-assign]
+    return number_in(result), set(pages)
+
+
+@pytest.mark.parametrize("order", ["id", "id-desc", "shuffled"])
+def test_every_page_has_its_turn(account: Account, order: Order) -> None:
+    """Also without any change; the newest chats of a list by id are read each time."""
+    learn(account, order)
+    found: set[int] = set()
+    for run in range(24):
+        number, pages = pages_read(account, 20, minutes=5 * (run + 1))
+        assert (number["status"], number["completeness"]) == ("partial", "quick")
+        found |= pages
+        newest = {"id": 100, "id-desc": 1}.get(order)
+        assert newest is None or newest in pages
+        assert len(pages) == 20
+    assert found == set(range(1, 101))
+
+
+def test_nothing_is_called_fresh_that_is_not(account: Account) -> None:
+    """A reading that a budget ended does not find all changes."""
+    learn(account, "id")
+    (before,) = account.rows(list_orders)
+    number, _ = pages_read(account, 10)
+    (after,) = account.rows(list_orders)
+    assert after["fresh_as_of"] == before["fresh_as_of"]
+    assert number["reason"].startswith(
+        "budget: the list needs about 102 requests, more than the 10"
+    )
+
+
+def test_what_the_readings_missed_is_published(account: Account) -> None:
+    """All that the next full walk finds, they had not found."""
+    learn(account, "id")
+    for position in range(0, CHATS, 8):
+        account.world.jump(account.listed[position])
+    caught = 0
+    for run in range(2):
+        number, _ = pages_read(account, 10, minutes=5 * (run + 1))
+        caught += number["chats_updated"]
+    walk = number_in(account.sync())
+    assert (caught > 0, walk["chats_updated"]) == (True, 50 - caught)
+    assert walk["quick_misses"] >= 50 - caught
+
+
+def test_busy_chats_make_a_page_worth_more() -> None:
+    """Ten chats a page; the one on the second page gets messages."""
+    ids = range(30)
+    gains = page_gains(ids, {15: 40.0}, [600.0] * 3, per_page=10)
+    assert gains[1] > gains[0] == pytest.approx(gains[2])
+
+
+def test_the_longer_a_page_was_not_read_the_more_it_is_worth() -> None:
+    gains = page_gains(range(30), {}, [600.0, 1200.0, 300.0], per_page=10)
+    assert gains[1] > gains[0] > gains[2]
+
+
+@pytest.mark.parametrize("rate", [1e-12, 1e-6, 1e-3, 10.0])
+@pytest.mark.parametrize("age", [1.0, 3600.0, 10.0**7])
+def test_the_gain_of_a_chat(rate: float, age: float) -> None:
+    """The expected time for which messages have waited, by the formula in exact terms."""
+    if rate * age > 1e-4:
+        assert gain(rate, age) == pytest.approx(
+            (1 - (1 + rate * age) * math.exp(-rate * age)) / rate, rel=1e-6
+        )
+    assert 0 < gain(rate, age) <= 1 / rate
