@@ -428,7 +428,8 @@ def history(engine: Engine) -> list[tuple[int, str]]:
 async def write(engine: Engine, run_id: int, *items: Item) -> None:
     """Store the items as the run does."""
     transactions = Transactions(engine, patience=30, run_id=run_id)
-    writer = Writer(transactions, run_id, lambda: minute(2), defaultdict(ApiUsage))
+    usage: defaultdict[str | None, ApiUsage] = defaultdict(ApiUsage)
+    writer = Writer(transactions, run_id, lambda: minute(2), usage, least_recall=0.99)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(writer.run())
         for item in items:

@@ -82,7 +82,10 @@ def open_database(
     from etl.db.engine import missing_file, open_engine
 
     if existing and (missing := missing_file(config.database.url)):
-        raise DatabaseError(f"There is no database file {missing}. Run `linq-etl sync` first.")
+        raise DatabaseError(
+            f"There is no database file {missing}. Run `linq-etl sync` first, or "
+            "`linq-etl db upgrade` for an empty database."
+        )
     engine = open_engine(config.database.url, config.database.schema)
     try:
         if existing and not empty:

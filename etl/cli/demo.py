@@ -16,7 +16,7 @@ from etl.db import schema
 from etl.db.engine import database_clock, open_engine, reading
 from etl.errors import DatabaseError
 from etl.sandbox import Sandbox, World, build_world
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import sync
 

@@ -28,20 +28,20 @@ from etl.errors import ConfigError
 def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_json: bool) -> None:
     """Show the run log, newest first, or one run in full.
 
-    changed: how many chats changed, +new, -removed. Of one run, the numbers that had problems are
-    listed by cause and the others counted; --json lists every number.
+    changed: how many chats changed, +new, -removed, or in a dry run would have. Of one run, numbers
+    that had problems are listed by cause and the others counted; --json lists every number.
 
     \b
     Examples:
       linq-etl runs
       linq-etl runs 42 --json
     """
-    from etl.cli.runs import COLUMNS, in_full, short
-    from etl.db import run_log
+    from etl.cli.runs import in_full, short, short_columns
+    from etl.db import run_records
 
     with open_run_log(options.load_config(offline=True)) as connection:
-        record = run_log.get_run(connection, run_id) if run_id is not None else None
-        records = run_log.list_runs(connection, limit) if run_id is None else []
+        record = run_records.get_run(connection, run_id) if run_id is not None else None
+        records = run_records.list_runs(connection, limit) if run_id is None else []
     if run_id is not None and record is None:
         raise ConfigError(f"There is no run {run_id}. `linq-etl runs` lists them.")
     if as_json:
@@ -52,7 +52,7 @@ def runs(options: GlobalOptions, run_id: int | None, limit: int, wide: bool, as_
     elif wide:
         print_table(records, list(records[0]) if records else ["id"])
     else:
-        print_table([short(each) for each in records], COLUMNS)
+        print_table([short(each) for each in records], short_columns(records))
 
 
 @click.command()

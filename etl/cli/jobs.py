@@ -33,7 +33,7 @@ from etl.sync.shard import Shard
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
     from etl.sync.progress import Progress
     from etl.sync.run import RunResult
 
@@ -80,6 +80,11 @@ class MonitoredJob(Job):
     "--phone-number", "chosen", multiple=True, metavar="N", help="Only this number; repeatable."
 )
 @click.option(
+    "--quick",
+    is_flag=True,
+    help="Read only where changes are likely, once that is known to find them; else in full.",
+)
+@click.option(
     "--prove",
     is_flag=True,
     help="Read each list twice to verify completeness now (twice the requests).",
@@ -114,12 +119,18 @@ class MonitoredJob(Job):
     help="Use this part of the API's rate; default all of it, or 1/N with --shard.",
 )
 @max_requests_option("; the next run begins with the rest")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read and compare everything, tell what would change, and write no data.",
+)
 @quiet_option
 @json_option
 @click.pass_obj
 def sync(  # one per option
     options: GlobalOptions,
     chosen: tuple[str, ...],
+    quick: bool,
     prove: bool,
     require_complete: bool,
     allow_removals: bool,
@@ -128,6 +139,7 @@ def sync(  # one per option
     since: timedelta | None,
     rate_share: float | None,
     max_requests: int | None,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -144,15 +156,23 @@ def sync(  # one per option
     Examples:
       linq-etl sync
       linq-etl sync --phone-number +13343284472 --json
+      linq-etl sync --quick
       linq-etl sync --prove --require-complete --max-requests 2000
+      linq-etl sync --dry-run --json
       linq-etl sync --shard 0/4
       linq-etl sync --join --since 30m --rate-share 1/8
     """
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
 
+    if quick and (prove or dry_run):
+        other = "--prove" if prove else "--dry-run"
+        raise ConfigError(f"{other} reads lists in full, --quick does not: use one of the two")
+    if dry_run and join:
+        raise ConfigError("--dry-run cannot --join: joined runs read in the database who is done")
     run_options = RunOptions(
         chosen_numbers(config, chosen),
+        mode="quick" if quick else "dry-run" if dry_run else "full",
         all_reached=config.sync.all_phone_numbers and not chosen,
         prove=prove,
         require_complete=require_complete,
@@ -219,7 +239,7 @@ def backfill(
       linq-etl backfill --phone-number +13343284472 --first-page 200 --last-page 300 --max-rps 2
     """
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
-    from etl.sync.number import RunOptions
+    from etl.sync.context import RunOptions
 
     pace = max_rps or config.api.max_requests_per_second or BACKFILL_RPS
     api = structs.replace(config.api, max_requests_per_second=pace)
@@ -294,8 +314,10 @@ def _run(
         async with LinqClient(api, pace, clock=clock, transport=transport) as client:
             return await run_sync(config, engine, client, options=run_options, progress=progress)
 
-    with open_database(config) as engine:
-        clock = make_ready(config, engine, upgrade_allowed=config.database.auto_upgrade)
+    is_dry_run = run_options.is_dry_run
+    with open_database(config, existing=is_dry_run, empty=True) as engine:
+        upgrade_allowed = config.database.auto_upgrade and not is_dry_run
+        clock = make_ready(config, engine, upgrade_allowed=upgrade_allowed)
         _collect_garbage_rarely()
         with measured_progress(_progress(options, config, quiet=quiet)) as progress:
             result = run_interruptible(job(engine, progress))

@@ -42,7 +42,12 @@ def measured_progress(progress: "Progress") -> "Progress":
 
 
 def monitored(context: click.Context, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; report it, also if it raises."""
+    """Run a command and return its exit code; report it, also if it raises.
+
+    A dry run is not reported: nobody waits for it, and nothing was synced.
+    """
+    if context.params.get("dry_run"):
+        return command()
     reports = _Reports(context)
     try:
         code = command()

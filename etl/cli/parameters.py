@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from etl.config.time_span import to_timedelta
 from etl.sync.shard import Shard
 
 _INDEX = "JOB_COMPLETION_INDEX"  # of a Kubernetes Indexed Job
@@ -40,7 +41,6 @@ class Duration(click.ParamType[timedelta]):
     """A time span such as 90s, 15m, 2h or 1d, within bounds."""
 
     name = "duration"
-    _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
 
     def __init__(self, at_least: str = "0s", at_most: str = "999999d") -> None:
         self._at_least = at_least
@@ -49,15 +49,13 @@ class Duration(click.ParamType[timedelta]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        if not re.fullmatch(r"[0-9]{1,6}[smhd]", value):
+        try:
+            span = to_timedelta(value)
+        except ValueError:
             self.fail(f"{value!r} is not a time span; write e.g. 90s, 15m, 2h or 1d", param, ctx)
-        span = self._span(value)
-        if not self._span(self._at_least) <= span <= self._span(self._at_most):
+        if not to_timedelta(self._at_least) <= span <= to_timedelta(self._at_most):
             self.fail(f"{value} is not from {self._at_least} to {self._at_most}.", param, ctx)
         return span
-
-    def _span(self, text: str) -> timedelta:
-        return timedelta(**{self._UNITS[text[-1]]: int(text[:-1])})
 
 
 class ShardType(click.ParamType[Shard]):

@@ -1,14 +1,15 @@
 """What `runs` prints: a line per run, or one run in full."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC
 
 from etl.cli.output import Row
 from etl.cli.tables import Column, as_text, folded, one_line
 from etl.sync.summary import cause, counted, summary, took
 
-COLUMNS = (
+_COLUMNS = (
     Column("id", right=True),
+    Column("mode"),
     Column("status"),
     Column("started"),
     Column("took", right=True),
@@ -20,14 +21,21 @@ COLUMNS = (
 _NAMED = 50  # numbers with the same problem
 
 
+def short_columns(records: Iterable[Row]) -> list[Column]:
+    """Without the mode if it is always the usual one."""
+    modes = {record["mode"] for record in records} - {None, "full"}
+    return [column for column in _COLUMNS if modes or column.key != "mode"]
+
+
 def short(record: Row) -> Row:
-    """A run in seven columns; of its numbers, those that succeeded if some did not."""
+    """A run in a few columns; of its numbers, those that succeeded if some did not."""
     total, failed = record["numbers_total"], record["numbers_failed"]
     error = cause(record["error_detail"] or "") or record["error_kind"]
     if not error and failed:
         error = f"{counted(failed, 'number')} failed"
     return {
         "id": record["id"],
+        "mode": record["mode"],
         "status": record["status"],
         "started": record["started_at"].astimezone(UTC).strftime("%Y-%m-%d %H:%MZ"),
         "took": took(record),

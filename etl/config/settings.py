@@ -5,11 +5,12 @@ expected ...".
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from etl.config import database_url
+from etl.config import database_url, time_span
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,20 @@ class Sync(Struct, frozen=True):
         Annotated[int, Meta(ge=1, le=10**9)] | None,
         Meta(description="requests of a whole run, 1 to 1000000000, or leave it out"),
     ] = None
+    full_every: Annotated[
+        str, Meta(pattern=time_span.PATTERN, description='a time span, e.g. "24h", "90m" or "7d"')
+    ] = "24h"
+    quick_recall: Annotated[
+        float, Meta(ge=0, le=0.9999, description="a share of changes, 0 to 0.9999")
+    ] = 0.99
     lease_seconds: Annotated[
         int, Meta(ge=10, le=3600, description="a whole number of seconds from 10 to 3600")
     ] = 60
+
+    @property
+    def full_every_span(self) -> timedelta:
+        """`full_every` as a time span."""
+        return time_span.to_timedelta(self.full_every)
 
 
 class Monitoring(Struct, frozen=True):

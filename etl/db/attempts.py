@@ -1,4 +1,4 @@
-"""The last attempt to sync each phone number, and the last run of each command."""
+"""The last attempt to sync each phone number, and the last run of each command; no dry runs."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -45,7 +45,7 @@ def last_runs(connection: Connection) -> list[Record]:
         row = connection.execute(
             select(sync_runs)
             .where(sync_runs.c.id > newest - _RECENT_RUNS, sync_runs.c.command == command)
-            .where(sync_runs.c.finished_at.is_not(None))
+            .where(sync_runs.c.finished_at.is_not(None), sync_runs.c.mode != "dry-run")
             .order_by(sync_runs.c.id.desc())
             .limit(1)
         )

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy import Connection, ScalarSelect, and_, func, select
 
 from etl.db.backends import backend
 from etl.db.run_log import GOOD, Record
 from etl.db.schema import columns_of
-from etl.db.tables import Completeness, phone_numbers, sync_run_numbers, sync_runs
+from etl.db.tables import FULL, phone_numbers, sync_run_numbers, sync_runs
 from etl.db.tables import number_status as view
 from etl.errors import SchemaError
 
@@ -31,7 +31,7 @@ def _last_good_syncs(connection: Connection) -> list[Record]:
     table, columns = sync_run_numbers, columns_of(connection, sync_run_numbers)
     last = (
         select(table.c.phone_number, func.max(table.c.run_id).label("run_id"))
-        .where(columns["status"].in_(GOOD), columns["completeness"].is_not(None))
+        .where(columns["status"].in_(GOOD), columns["completeness"].in_(FULL))
         .group_by(table.c.phone_number)
         .subquery()
     )
@@ -53,7 +53,7 @@ def _last_good_syncs(connection: Connection) -> list[Record]:
 
 def last_reads(connection: Connection, numbers: Collection[str]) -> dict[str, datetime]:
     """By number, when the last run began that read its whole list."""
-    runs = select(phone_numbers.c.phone_number, *map(_newest_run, get_args(Completeness)))
+    runs = select(phone_numbers.c.phone_number, *map(_newest_run, FULL))
     given = runs.where(phone_numbers.c.phone_number.in_(sorted(numbers)))
     newest = {row[0]: max(filter(None, row[1:]), default=0) for row in connection.execute(given)}
     begun = select(sync_runs.c.id, sync_runs.c.started_at).where(

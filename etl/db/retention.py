@@ -21,6 +21,7 @@ from etl.db import leases
 from etl.db.engine import clock_of
 from etl.db.run_log import GOOD, was_not_left_out
 from etl.db.tables import (
+    FULL,
     number_leases,
     phone_numbers,
     rejected_records,
@@ -177,7 +178,7 @@ def _needed(connection: Connection, phone_number: str, limit: int) -> set[int]:
     walk = connection.execute(last.where(table.c.run_id < limit, was_not_left_out())).scalar()
     was_tried = or_(table.c.error_kind.is_(None), table.c.error_kind != BusyError.kind)
     attempt = connection.execute(last.where(table.c.status != "running", was_tried)).scalar()
-    read = last.where(table.c.status.in_(GOOD), table.c.completeness.is_not(None))
+    read = last.where(table.c.status.in_(GOOD), table.c.completeness.in_(FULL))
     good = connection.execute(read).scalar()
     failures = connection.execute(
         select(func.min(table.c.run_id))

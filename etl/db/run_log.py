@@ -13,7 +13,6 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     Update,
     and_,
     func,
@@ -27,10 +26,11 @@ from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
 from etl.db import leases
 from etl.db.backends import backend
-from etl.db.schema import columns_of
+from etl.db.list_orders import Reading
 from etl.db.tables import (
     COUNTS,
     Completeness,
+    Mode,
     Status,
     phone_numbers,
     sync_run_numbers,
@@ -79,7 +79,8 @@ class NumberOutcome:
     """How one number of a run ended.
 
     `evidence` is keyed by column name. `proved_run` is an earlier run whose walk this one proved.
-    `changes` counts the chats stored, updated or removed, once all is written.
+    `changes` counts the chats stored, updated or removed, once all is written. `reading` is None if
+    the list was not read as far as was intended.
     """
 
     phone_number: str
@@ -88,21 +89,26 @@ class NumberOutcome:
     completeness: Completeness | None = None
     reason: str | None = None
     passes: int = 0
-    evidence: Mapping[str, int | None] = field(default_factory=dict)
+    evidence: Mapping[str, float | None] = field(default_factory=dict)
     proved_run: int | None = None
     error_kind: str | None = None
     error_detail: str | None = None
     changes: int = 0
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run ended. `usage` counts the requests that belong to the run, not to one number."""
+    """How a run ended. `usage` counts the requests that belong to the run, not to one number.
+
+    `unwritten` are the entries of numbers that a dry run keeps to itself.
+    """
 
     status: Status
     error_kind: str | None = None
     error_detail: str | None = None
     usage: ApiUsage = field(default_factory=ApiUsage)
+    unwritten: Sequence[Record] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +119,18 @@ class LastWalk:
     total_count: int
 
 
-def start(connection: Connection, command: str, *, now: datetime, lease_seconds: int) -> int:
+def start(
+    connection: Connection,
+    command: str,
+    mode: Mode = "full",
+    *,
+    now: datetime,
+    lease_seconds: int,
+) -> int:
     """Write this run's row, unless it is there, and return its id."""
     row = {
         "command": command,
+        "mode": mode,
         "status": "running",
         "started_at": now,
         "version": __version__,
@@ -162,7 +176,7 @@ def claim(
     busy = {n: LeaseHolder(row.id, row.host, row.started_at) for n, row in holders.items()}
     held = frozenset(wanted) - busy.keys()
     failed = [
-        {"run_id": run_id, "phone_number": n, **_as_busy(holder, now)} for n, holder in busy.items()
+        {"run_id": run_id, "phone_number": n, **as_busy(holder, now)} for n, holder in busy.items()
     ]
     of_run = select(sync_run_numbers.c.phone_number).where(sync_run_numbers.c.run_id == run_id)
     if connection.execute(of_run.limit(1)).first() is None:
@@ -188,7 +202,7 @@ def add_counts(
     for phone_number, count in counts.items():
         added = {name: sync_run_numbers.c[name] + number for name, number in count.items()}
         # Not usage[phone_number]: the event loop's thread owns this defaultdict.
-        spent = _counts_of(usage.get(phone_number, ApiUsage()))
+        spent = counts_of(usage.get(phone_number, ApiUsage()))
         connection.execute(_update_number(run_id, phone_number).values(**added, **spent))
 
 
@@ -197,19 +211,7 @@ def close_number(
 ) -> None:
     """Write how the number ended and release its lease."""
     phone_number = outcome.phone_number
-    connection.execute(
-        _update_number(run_id, phone_number).values(
-            status=outcome.status,
-            finished_at=now,
-            completeness=outcome.completeness,
-            reason=outcome.reason,
-            passes=outcome.passes,
-            **outcome.evidence,
-            error_kind=outcome.error_kind,
-            error_detail=outcome.error_detail,
-            **_counts_of(outcome.usage),
-        )
-    )
+    connection.execute(_update_number(run_id, phone_number).values(values_of(outcome, now)))
     if outcome.completeness and outcome.evidence.get("missing") is not None:
         first_load = and_(
             phone_numbers.c.phone_number == phone_number, phone_numbers.c.first_loaded_at.is_(None)
@@ -219,6 +221,21 @@ def close_number(
         proved = _update_number(outcome.proved_run, phone_number)
         connection.execute(proved.values(completeness="proved", reason=None))
     leases.release(connection, run_id, [phone_number])
+
+
+def values_of(outcome: NumberOutcome, now: datetime) -> Record:
+    """What the number's entry says of its end."""
+    return {
+        "status": outcome.status,
+        "finished_at": now,
+        "completeness": outcome.completeness,
+        "reason": outcome.reason,
+        "passes": outcome.passes,
+        **outcome.evidence,
+        "error_kind": outcome.error_kind,
+        "error_detail": outcome.error_detail,
+        **counts_of(outcome.usage),
+    }
 
 
 def last_walk(connection: Connection, phone_number: str, *, run_id: int) -> LastWalk | None:
@@ -284,59 +301,46 @@ def finish(connection: Connection, run_id: int, outcome: RunOutcome, now: dateti
     connection.execute(run.with_for_update(key_share=True))
     numbers = sync_run_numbers
     of_run = numbers.c.run_id == run_id
-    cause = {"error_kind": outcome.error_kind, "error_detail": outcome.error_detail}
-    unfinished = outcome.status if outcome.status in {"interrupted", "abandoned"} else "failed"
+    unfinished = of_unfinished(outcome, now)
     connection.execute(
-        update(numbers)
-        .where(of_run, numbers.c.status == "running")
-        .values(status=unfinished, finished_at=now, **cause)
+        update(numbers).where(of_run, numbers.c.status == "running").values(unfinished)
     )
-    failed = select(func.count()).where(of_run, numbers.c.status.not_in(GOOD))
+    failed = select(func.count()).where(of_run, numbers.c.status.not_in(GOOD)).scalar_subquery()
     connection.execute(
         update(sync_runs)
         .where(sync_runs.c.id == run_id, sync_runs.c.status == "running")
         .values(
             status=outcome.status,
             finished_at=now,
-            numbers_failed=failed.scalar_subquery(),
-            **cause,
-            **_sums(run_id, outcome.usage),
+            numbers_failed=failed + sum(each["status"] not in GOOD for each in outcome.unwritten),
+            error_kind=outcome.error_kind,
+            error_detail=outcome.error_detail,
+            **_sums(run_id, [counts_of(outcome.usage), *outcome.unwritten]),
         )
     )
     leases.release(connection, run_id)
 
 
-def _sums(run_id: int, usage: ApiUsage) -> dict[str, ColumnElement[Any]]:
-    """Each count summed over the run's numbers, plus the run's own usage."""
+def of_unfinished(outcome: RunOutcome, now: datetime) -> Record:
+    """How a number ends that is still running when its run ends so."""
+    status = outcome.status if outcome.status in {"interrupted", "abandoned"} else "failed"
+    error = {"error_kind": outcome.error_kind, "error_detail": outcome.error_detail}
+    return {"status": status, "finished_at": now, **error}
+
+
+def _sums(run_id: int, others: Sequence[Record]) -> dict[str, ColumnElement[Any]]:
+    """Each count summed over the run's numbers and these others."""
     numbers = sync_run_numbers
-    own = _counts_of(usage)
+    more = {name: sum(each.get(name, 0) for each in others) for name in COUNTS}
     return {
-        name: select(func.coalesce(func.sum(numbers.c[name]), 0) + own.get(name, 0))
+        name: select(func.coalesce(func.sum(numbers.c[name]), 0) + more[name])
         .where(numbers.c.run_id == run_id)
         .scalar_subquery()
         for name in COUNTS
     }
 
 
-def list_runs(connection: Connection, limit: int) -> list[Record]:
-    """The latest runs, newest first."""
-    runs = select(*columns_of(connection, sync_runs).values()).order_by(sync_runs.c.id.desc())
-    return [_public(row) for row in connection.execute(runs.limit(limit)).mappings()]
-
-
-def get_run(connection: Connection, run_id: int) -> Record | None:
-    """A run with its numbers under `numbers`; None if there is no such run."""
-    columns = columns_of(connection, sync_runs).values()
-    run = connection.execute(select(*columns).where(sync_runs.c.id == run_id)).mappings().first()
-    if run is None:
-        return None
-    table = sync_run_numbers
-    of_run = select(*columns_of(connection, table).values()).where(table.c.run_id == run_id)
-    numbers = connection.execute(of_run.order_by(table.c.phone_number)).mappings()
-    return {**_public(run), "numbers": [dict(row) for row in numbers]}
-
-
-def _as_busy(holder: LeaseHolder, now: datetime) -> Record:
+def as_busy(holder: LeaseHolder, now: datetime) -> Record:
     error = {"error_kind": BusyError.kind, "error_detail": str(holder)}
     return {"status": "failed", "finished_at": now, **error}
 
@@ -372,14 +376,9 @@ def _update_number(run_id: int, phone_number: str) -> Update:
     return update(table).where(table.c.run_id == run_id, table.c.phone_number == phone_number)
 
 
-def _counts_of(usage: ApiUsage) -> dict[str, int]:
+def counts_of(usage: ApiUsage) -> dict[str, int]:
     return {
         "requests": usage.requests,
         "retries": usage.retries,
         "throttled": usage.throttled,
     }
-
-
-def _public(row: RowMapping) -> Record:
-    """A run without its internal lease columns."""
-    return {key: value for key, value in row.items() if key not in {"owner", "lease_expires_at"}}

@@ -173,6 +173,12 @@ class World:
             chat_id, chat_handles=[handle for handle in handles if handle is not leaving]
         )
 
+    def reorder(self, order: Order) -> None:
+        """Order every list in another way from now on."""
+        self.order = order
+        for number, entries in self._lists.items():
+            self._lists[number] = sorted(self._entry(chat_id) for _, chat_id in entries)
+
     def move(self, motion: Motion, number: str) -> None:
         """Apply the changes that follow one List Chats request, to chats that this number lists."""
         changes: tuple[tuple[float, Callable[[int], int]], ...] = (

@@ -21,8 +21,8 @@ from etl.db import run_log, shared_list
 from etl.db.run_log import GOOD, NumberOutcome
 from etl.db.shared_list import Failure, SharedRun, Standing
 from etl.errors import EtlError
+from etl.sync.context import RunContext
 from etl.sync.lease_keeper import LeaseKeeper
-from etl.sync.number import RunContext
 from etl.sync.turns import LEFT_OUT
 
 WINDOW: Final = 200  # numbers that one claim looks at

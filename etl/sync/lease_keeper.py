@@ -16,7 +16,7 @@ from etl.errors import DatabaseError
 
 
 class LeaseKeeper:
-    """Renews the lease of a run that lasts `lease_seconds`."""
+    """Renews the lease of a run that lasts `lease_seconds`; a dry run closes no others."""
 
     def __init__(
         self,
@@ -24,11 +24,14 @@ class LeaseKeeper:
         clock: Callable[[], datetime],
         lease_seconds: int,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        *,
+        closes_others: bool = True,
     ) -> None:
         self._transactions = transactions
         self._clock = clock
         self._seconds = lease_seconds
         self._sleep = sleep
+        self._closes_others = closes_others
 
     async def run(self, run_id: int) -> None:
         """Renew the lease three times within its duration, until cancelled.
@@ -50,6 +53,8 @@ class LeaseKeeper:
 
     async def close_dead_runs(self) -> None:
         """Close them as abandoned; end the session of a process that stalled within a batch."""
+        if not self._closes_others:
+            return
         dead = await self._transactions.read(lambda c: leases.dead_runs(c, self._clock()))
         for run_id in dead:
             closed = await self._transactions.write(partial(self._abandon, run_id=run_id))

@@ -1,70 +1,31 @@
 """Sync one phone number: read its list, store it, settle the chats that are missing."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from itertools import islice
 
 from sqlalchemy import Connection
 
-from etl.api.client import LinqClient, RequestContext
-from etl.api.models import Chat, Page, Rejected
-from etl.config import Config, PhoneNumber
+from etl.api.client import RequestContext
+from etl.api.models import ApiUsage, Chat, Page, Rejected
+from etl.config import Config
 from etl.db import run_log
 from etl.db.run_log import LastWalk, NumberOutcome
-from etl.db.store.batch import ObservedPage
+from etl.db.store.batch import ObservedPage, Part
 from etl.db.store.removals import CHUNK, Removals, known_chats
-from etl.db.transactions import Transactions
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
-from etl.sync.budget import MAX_UNCOUNTED_PAGES, BoundedFetch, BudgetSpentError
+from etl.sync.budget import (
+    MAX_UNCOUNTED_PAGES,
+    BoundedFetch,
+    BudgetSpentError,
+)
 from etl.sync.confirm import Confirmations, confirm_missing, suspicious
-from etl.sync.progress import Progress
-from etl.sync.reach import UNREACHED, Reach
-from etl.sync.room import Room
+from etl.sync.context import RunContext, RunOptions
+from etl.sync.quick.learning import Notes
+from etl.sync.quick.number import QuickReading
+from etl.sync.reach import UNREACHED
 from etl.sync.seen import ChatIds
-from etl.sync.shard import Shard
-from etl.sync.turns import Turns
 from etl.sync.walk import Verdict, read_range, walk
-from etl.sync.writer import Writer
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What a run is asked to do.
-
-    A `sync` walks each list and removes what is gone. A `backfill` removes nothing and may read a
-    page range: from `first_page` (default: 1, or where an interrupted backfill stopped) to
-    `last_page`. With a `shard` only the numbers of that part are synced. With `since`, the run
-    shares the numbers with all others of that kind, and leaves those out that were finished since
-    so long before it began.
-    """
-
-    numbers: tuple[PhoneNumber, ...]
-    command: str = "sync"
-    all_reached: bool = False
-    prove: bool = False
-    allow_removals: bool = False
-    require_complete: bool = False
-    first_page: int | None = None
-    last_page: int | None = None
-    shard: Shard | None = None
-    since: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What the numbers of one run share."""
-
-    config: Config
-    transactions: Transactions
-    client: LinqClient
-    writer: Writer
-    turns: Turns
-    reach: Reach
-    progress: Progress
-    run_id: int
-    clock: Callable[[], datetime]
-    room: Room
 
 
 class NumberSync:
@@ -77,6 +38,8 @@ class NumberSync:
         self._request = request
         self._phone_number = request.phone_number
         self._width = _width(context.config)
+        self._notes = Notes()  # of the walk
+        self._in_full: str | None = None  # why a quick run reads the whole list
         self._has_read = False
         self._largest_chat = 0  # bytes of an answer to Get Chat
         self._rejected = 0
@@ -89,6 +52,8 @@ class NumberSync:
             first_page = await self._context.transactions.write(self._begin_backfill)
             if first_page > 1 or self._options.last_page:
                 return await self._read_range(first_page)
+        if self._options.mode == "quick" and (outcome := await self._read_quickly()):
+            return outcome
         with ChatIds() as ids:
             last_walk = await self._context.transactions.read(lambda c: self._recall(c, ids))
             return await self._read_all(ids, last_walk)
@@ -99,6 +64,8 @@ class NumberSync:
         """Fill `ids` with the chats known before; return the walk that this one can prove."""
         for missing, chat_ids in known_chats(connection, self._phone_number):
             ids.add_known(chat_ids, missing=missing)
+        if self._has_read:  # What a quick reading saw, the last walk may not have seen.
+            return None
         return run_log.last_walk(connection, self._phone_number, run_id=self._context.run_id)
 
     async def _read_all(self, ids: ChatIds, last_walk: LastWalk | None) -> NumberOutcome:
@@ -109,12 +76,13 @@ class NumberSync:
         proves = last_walk and ids.count_seen_in_both_walks() == last_walk.total_count
         unreached = None if stopped or await self._is_reached() else UNREACHED
         unproved = None if proved else verdict.reason
-        reasons = dict.fromkeys([self._spent, withheld, unreached, unproved])
+        in_full = self._in_full and f"read in full, because {self._in_full}"
+        reasons = dict.fromkeys([self._spent, withheld, unreached, unproved, in_full])
         incomplete = stopped or self._spent or withheld or unreached or self._rejected
         return NumberOutcome(
             self._phone_number,
             "partial" if incomplete else "succeeded",
-            self._context.client.usage[self._phone_number],
+            self._usage,
             completeness="proved" if proved else verdict.completeness,
             reason="; ".join(filter(None, reasons)) or None,
             passes=ids.passes,
@@ -127,6 +95,7 @@ class NumberSync:
                 "missing": None if stopped else ids.count_missing(),
             },
             proved_run=last_walk.run_id if last_walk and proves else None,
+            reading=None if stopped else self._notes.reading(is_full=True),
         )
 
     async def _walk(self, ids: ChatIds) -> Verdict:
@@ -226,6 +195,30 @@ class NumberSync:
         reading = room.ahead(self._largest_chat, read)
         return await room.use(reading, refresh, read=read, again=lambda: read(again=True))
 
+    # A quick reading
+
+    async def _read_quickly(self) -> NumberOutcome | None:
+        """Read only where changes are likely; None if the whole list has to be read."""
+        quick = QuickReading(self._context, self._phone_number, self._bounded_fetch, self._deliver)
+        try:
+            reading = await quick.read()
+        except BudgetSpentError as error:
+            return NumberOutcome(self._phone_number, "partial", self._usage, reason=str(error))
+        self._in_full = quick.in_full
+        if reading is None:
+            return None
+        unreached = None if await self._is_reached() else UNREACHED
+        incomplete = quick.limit or unreached or self._rejected
+        return NumberOutcome(
+            self._phone_number,
+            "partial" if incomplete else "succeeded",
+            self._usage,
+            completeness="quick",
+            reason="; ".join(filter(None, [quick.limit, unreached])) or None,
+            evidence={"total_count": reading.total_count},
+            reading=reading,
+        )
+
     # A page range
 
     def _begin_backfill(self, connection: Connection) -> int:
@@ -256,7 +249,7 @@ class NumberSync:
         return NumberOutcome(
             self._phone_number,
             "partial" if self._rejected or done.stopped else "succeeded",
-            self._context.client.usage[self._phone_number],
+            self._usage,
             reason="; ".join(filter(None, reasons)),
             evidence={"total_count": done.total_count},
         )
@@ -273,12 +266,13 @@ class NumberSync:
             room=self._context.room,
         )
 
+    @property
+    def _usage(self) -> ApiUsage:
+        return self._context.client.usage[self._phone_number]
+
     def _charge(self) -> None:
         """Take a request, and the retries since the last one, from the run's budget."""
-        charged, retries = (
-            self._retries_charged,
-            self._context.client.usage[self._phone_number].retries,
-        )
+        charged, retries = self._retries_charged, self._usage.retries
         self._retries_charged = retries
         try:
             self._context.turns.take(self._phone_number, retries=retries - charged)
@@ -294,12 +288,16 @@ class NumberSync:
         # Charged with the other retries.
         return await self._context.client.list_chats(self._request, page_number, again=True)
 
-    async def _deliver(self, page: Page) -> None:
+    async def _deliver(self, page: Page, part: Part = "walk") -> None:
         self._rejected += len(page.rejected)
-        await self._context.writer.put(ObservedPage(self._phone_number, page))
+        self._has_read = True
+        await self._context.writer.put(ObservedPage(self._phone_number, page, part=part))
         self._context.progress.page_read(self._phone_number, page)
-        if not self._has_read:
-            self._has_read = True
+        if part != "walk":
+            return
+        is_first = not self._notes.has_pages
+        self._notes.add(page)
+        if is_first:
             self._note_length(page)
 
     def _note_length(self, first: Page) -> None:

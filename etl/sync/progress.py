@@ -93,6 +93,7 @@ class LogProgress(Progress):
         write(
             "run_ended",
             run=record["id"],
+            mode=None if record["mode"] == "full" else record["mode"],
             status=record["status"],
             seconds=round(seconds, 1),
             numbers_failed=record["numbers_failed"],

@@ -1,7 +1,7 @@
 """The main job: claim numbers, sync them side by side, close the run, derive the exit code."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,11 +27,14 @@ from etl.errors import (
     LeaseLostError,
 )
 from etl.sync.budget import Budget
+from etl.sync.context import RunContext, RunOptions
+from etl.sync.dry_run import DryWriter
 from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
-from etl.sync.number import NumberSync, RunContext, RunOptions, resume_margin
+from etl.sync.number import NumberSync, resume_margin
 from etl.sync.progress import Progress
+from etl.sync.quick.plan import known_good
 from etl.sync.rates import SharedRates
 from etl.sync.reach import Reach
 from etl.sync.room import Room
@@ -108,16 +111,18 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     readers = 1 if begun or options.shard else READERS
     transactions = Transactions(engine, patience=config.database.patience, readers=readers)
     clock = await transactions.read(read_clock)
-    lease_keeper = LeaseKeeper(transactions, clock, config.sync.lease_seconds)
+    lease_seconds, is_dry_run = config.sync.lease_seconds, options.is_dry_run
+    lease_keeper = LeaseKeeper(transactions, clock, lease_seconds, closes_others=not is_dry_run)
     now = clock()
     run_id = await transactions.write(lambda c: _start(c, config, options, now))
     transactions.run_id = run_id
-    writer = Writer(transactions, run_id, clock, client.usage, lambda each: run.closed(each))  # noqa: PLW0108  # made later
+    create = DryWriter if is_dry_run else Writer
+    writer = create(transactions, run_id, clock, client.usage, config.sync.quick_recall)
     budget = Budget(config.sync.max_requests)
     configured = (*config.sync.phone_numbers, *options.numbers)
     tokens = {number.e164: number.token or config.token for number in configured}
     turns = Turns(budget, config.api.per_page, _most_needed(config, options))
-    reach = Reach(client, transactions, budget, config.api, tokens, clock)
+    reach = Reach(client, transactions, budget, config.api, tokens, clock, is_dry_run)
     context = RunContext(
         config, transactions, client, writer, turns, reach, progress, run_id, clock, Room()
     )
@@ -150,7 +155,8 @@ def _shared_list(
 
 def _start(connection: Connection, config: Config, options: RunOptions, now: datetime) -> int:
     lease_seconds = config.sync.lease_seconds
-    return run_log.start(connection, options.command, now=now, lease_seconds=lease_seconds)
+    command, mode = options.command, options.mode
+    return run_log.start(connection, command, mode, now=now, lease_seconds=lease_seconds)
 
 
 def _most_needed(config: Config, options: RunOptions) -> int | None:
@@ -177,6 +183,7 @@ class _Run:
         self._exit_codes: set[int] = set()
         self._left_out = 0  # numbers that the token reaches, beyond MAX_REACHED
         self._labels: dict[str, str | None] = {}
+        context.writer.on_closed = self.closed
 
     async def run(self) -> None:
         """Sync every number that no other run holds."""
@@ -187,7 +194,7 @@ class _Run:
         if self._options.shard:
             numbers = await self._of_shard(self._options.shard, numbers)
         self._labels = {number.e164: number.label for number in numbers}
-        numbers = await self._context.turns.ordered(self._context.transactions, numbers)
+        numbers = await self._in_turn(numbers)
         try:
             await self._set_rates(numbers)
             if self._shared:
@@ -199,13 +206,22 @@ class _Run:
         except BaseExceptionGroup as group:
             raise first_of(group) from None
 
+    async def _in_turn(self, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
+        context, now = self._context, self._context.clock()
+        quick: Collection[str] = ()
+        if self._options.mode == "quick" and context.turns.is_limited:
+            e164, full_every = [each.e164 for each in numbers], context.config.sync.full_every_span
+            quick = await context.transactions.read(lambda c: known_good(c, e164, now, full_every))
+        return await context.turns.ordered(context.transactions, numbers, quick)
+
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
         """The numbers of the shard; the others are stored too.
 
         One run asks for all of them which its token reaches.
         """
         context, now = self._context, self._context.clock()
-        await context.transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
+        if not self._options.is_dry_run:
+            await context.transactions.write(lambda c: run_log.remember_numbers(c, numbers, now))
         found = [number for number in numbers if shard.has(number.e164)]
         if not found:
             why = f"no number of the list is in shard {shard}"
@@ -215,9 +231,7 @@ class _Run:
     async def _claim(self, numbers: Sequence[PhoneNumber]) -> Take:
         """Claim all numbers at once; those that are busy end here."""
         context, now = self._context, self._context.clock()
-        claim = await context.transactions.write(
-            lambda c: run_log.claim(c, context.run_id, numbers, now)
-        )
+        claim = await context.transactions.write(lambda c: context.writer.claim(c, numbers, now))
         context.progress.run_started(context.run_id, numbers)
         for phone_number, holder in claim.busy.items():
             self._outcomes.append(self._failed(phone_number, BusyError(str(holder))))
@@ -267,7 +281,8 @@ class _Run:
         )
         is_empty = not statuses and (self._shared or self._options.shard)
         if (statuses == {"succeeded"} or is_empty) and not self._left_out:
-            unproved = any(outcome.completeness == "unproved" for outcome in self._outcomes)
+            not_complete = {"unproved", "quick"}
+            unproved = any(outcome.completeness in not_complete for outcome in self._outcomes)
             return 3 if unproved and self._options.require_complete else 0
         alike = statuses == {"failed"} and len(self._exit_codes) == 1
         return min(self._exit_codes) if alike else 3
@@ -291,13 +306,13 @@ class _Run:
 
     async def close(self, outcome: RunOutcome) -> Record:
         """Write the run's end to the run log, tell it, and return its record."""
-        run_id, now = self._context.run_id, self._context.clock()
-        base_url, rates = self._context.config.api.base_url, self._context.client.rates()
+        now, base_url = self._context.clock(), self._context.config.api.base_url
+        rates = {} if self._options.is_dry_run else self._context.client.rates()
 
         def finish(connection: Connection) -> Record | None:
-            run_log.finish(connection, run_id, outcome, now)
+            record = self._context.writer.finish(connection, outcome, now)
             write_rates(connection, base_url, rates, now)
-            return run_log.get_run(connection, run_id)
+            return record
 
         record = await self._context.transactions.write(finish)
         if record is None:
@@ -334,7 +349,7 @@ class _Run:
                 background.create_task(context.writer.run()),
                 background.create_task(self._lease_keeper.run(context.run_id)),
             ]
-            if self._shared or self._options.shard:
+            if (self._shared or self._options.shard) and not self._options.is_dry_run:
                 helpers.append(background.create_task(self._shared_rates().run()))
             # More numbers than requests in flight, because numbers also wait for the database.
             async with asyncio.TaskGroup() as syncs:

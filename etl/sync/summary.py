@@ -15,22 +15,26 @@ def summary(record: Record) -> str:
     """A run's record as one sentence, e.g. `Run 42: 2 numbers, 801 chats, 17 changed, …, 1.9 s`.
 
     Failures come first, with their commonest cause. It holds no phone number. A run that is in
-    progress has no duration.
+    progress has no duration. A dry run tells what it would have changed; once it is over, its
+    numbers and their chats are known no more.
     """
     numbers: Sequence[Record] = record.get("numbers") or ()
     total = record.get("numbers_total") or len(numbers)
     of_all = counted(total, "number")
     problem = _problem(record, numbers, of_all) or ""
+    is_dry_run = record.get("mode") == "dry-run"
+    chats = counted(sum(number.get("total_count") or 0 for number in numbers), "chat")
     facts = (
         None if of_all in problem else of_all,
-        counted(sum(number.get("total_count") or 0 for number in numbers), "chat"),
-        *_changes(record),
+        None if is_dry_run and not numbers else chats,
+        *(_possible_changes(record) if is_dry_run else _changes(record)),
         _lists(numbers),
         counted(record.get("requests") or 0, "request"),
         took(record),
     )
     sentence = ", ".join(filter(None, facts))
-    return f"Run {record['id']}: {problem and f'{problem}; '}{sentence}"
+    name = f"Run {record['id']}{' (dry run, no data was written)' if is_dry_run else ''}"
+    return f"{name}: {problem and f'{problem}; '}{sentence}"
 
 
 def took(record: Record) -> str | None:
@@ -109,6 +113,13 @@ def _changes(record: Record) -> Iterator[str]:
             yield f"{count} {word}"
 
 
+def _possible_changes(record: Record) -> Iterator[str]:
+    """What a sync would have done to how many chats."""
+    words = {"inserted": "insert", "updated": "update", "removed": "remove"}
+    counts = (f"{word} {record.get(f'chats_{name}') or 0}" for name, word in words.items())
+    yield f"would {', '.join(counts)}"
+
+
 def _lists(numbers: Sequence[Record]) -> str | None:
     """How completely the lists were read: `lists consistent`, or how many of each."""
     found = Counter(number["completeness"] for number in numbers if number.get("completeness"))
@@ -129,8 +140,9 @@ def _problem(record: Record, numbers: Sequence[Record], of_all: str) -> str | No
     status = record.get("status")
     if status in {"interrupted", "abandoned"}:
         return f"{status}{why}"
-    if failed:
-        return f"{len(failed)} of {of_all} failed{why}"
+    failures = len(failed) if numbers else record.get("numbers_failed")
+    if failures:
+        return f"{failures} of {of_all} failed{why}"
     if status == "failed":
         return f"failed{why}"
     partial = sum(number.get("status") == "partial" for number in numbers)

@@ -7,8 +7,9 @@ that needs more than a whole run may spend is named and gives way to the others.
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 from etl.config import PhoneNumber
 from etl.db.run_log import LEFT_OUT_REASON, TOO_LONG_REASON
@@ -19,6 +20,7 @@ from etl.sync.budget import Budget, BudgetSpentError
 LEFT_OUT = (
     f"{LEFT_OUT_REASON}, because the run's requests are for others; the next run begins with it"
 )
+QUICK_REQUESTS: Final = 6  # of most quick readings
 _RAISE = "raise --max-requests or sync.max_requests"
 
 
@@ -58,14 +60,21 @@ class Turns:
         return self._is_over or self._budget.is_spent
 
     async def ordered(
-        self, transactions: Transactions, numbers: Sequence[PhoneNumber]
+        self,
+        transactions: Transactions,
+        numbers: Sequence[PhoneNumber],
+        quick: Collection[str] = (),
     ) -> list[PhoneNumber]:
-        """The numbers in their turn; lists known to be too long for a run come last."""
+        """The numbers in their turn; lists known to be too long for a run come last.
+
+        Those of the `quick` ones need few requests.
+        """
         if self._budget.limit is None:
             return [*numbers]
         e164 = [number.e164 for number in numbers]
         turns = await transactions.read(partial(last_turns, numbers=e164))
         self._expect(turns)
+        self._expected |= dict.fromkeys(quick, QUICK_REQUESTS)
         self._waiting = {*e164}
         return sorted(numbers, key=lambda number: self._key(number.e164, turns))
 
@@ -100,7 +109,7 @@ class Turns:
         try:
             self._budget.take(phone_number, retries=retries)
         except BudgetSpentError as error:
-            raise BudgetSpentError(self._why_too_long(phone_number) or str(error)) from None
+            raise BudgetSpentError(self._why_spent(phone_number) or str(error)) from None
 
     def note_length(self, phone_number: str, pages: int) -> None:
         """Keep what the number needs for so many pages, of which the first one is read.
@@ -118,7 +127,7 @@ class Turns:
         if not fits and self._waiting:
             self._budget.promise(phone_number, 0)
             raise BudgetSpentError(
-                self._why_too_long(phone_number)
+                self.why_too_long(phone_number)
                 or f"budget: about {needed} requests are needed, more than are left in this run"
             )
 
@@ -157,13 +166,18 @@ class Turns:
         limit = self._budget.limit
         return needed is not None and limit is not None and needed > limit
 
-    def _why_too_long(self, phone_number: str) -> str | None:
-        needed, limit = self._needed.get(phone_number), self._budget.limit
-        if self._is_too_long(needed):
-            return (
-                f"{TOO_LONG_REASON} about {needed} requests, more than the {limit} of a run, so it "
-                f"never completes; {_RAISE}"
-            )
-        if needed is None and self._budget.is_spent_by(phone_number):
+    def why_too_long(self, phone_number: str) -> str | None:
+        """Why the number's list never completes, if it needs more requests than a run has."""
+        needed = self._needed.get(phone_number, self._expected.get(phone_number))
+        if not self._is_too_long(needed):
+            return None
+        return (
+            f"{TOO_LONG_REASON} about {needed} requests, more than the {self._budget.limit} of a "
+            f"run, so it never completes; {_RAISE}"
+        )
+
+    def _why_spent(self, phone_number: str) -> str | None:
+        if phone_number not in self._needed and self._budget.is_spent_by(phone_number):
+            limit = self._budget.limit
             return f"{TOO_LONG_REASON} more than the {limit} requests of a run; {_RAISE}"
-        return None
+        return self.why_too_long(phone_number)

@@ -15,12 +15,15 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
+from etl.config import PhoneNumber
 from etl.db import leases, run_log
-from etl.db.run_log import NumberOutcome
+from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
+from etl.db.run_records import get_run
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import store_pages
+from etl.db.store.pages import Changes, ChangesByPlace, store_pages
 from etl.db.store.removals import Removals, store_removals
 from etl.db.transactions import Transactions
+from etl.sync.quick.learning import learn
 
 BATCH = 100
 GATHER_SECONDS = 0.1
@@ -33,6 +36,7 @@ class Writer:
     """Writes for one run, as long as the run is not closed.
 
     `usage` has what each number spent so far; it is entered in the run log with the pages.
+    `least_recall` is what quick readings need.
     `on_closed` gets each outcome once it is committed.
     """
 
@@ -42,11 +46,13 @@ class Writer:
         run_id: int,
         clock: Callable[[], datetime],
         usage: Mapping[str | None, ApiUsage],
-        on_closed: Callable[[NumberOutcome], None] = lambda _: None,
+        least_recall: float,
     ) -> None:
         self.gather_seconds = GATHER_SECONDS
-        self._on_closed = on_closed
+        self.on_closed: Callable[[NumberOutcome], None] = lambda _: None
+        self._least_recall = least_recall
         self._changes: Counter[str] = Counter()
+        self._places: Changes = {}  # of the numbers that are not closed
         self._transactions = transactions
         self._usage = usage
         self._run_id = run_id
@@ -56,6 +62,15 @@ class Writer:
         self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
         self._queued_bytes = 0
         self._room = asyncio.Condition()
+
+    def claim(self, connection: Connection, numbers: Sequence[PhoneNumber], now: datetime) -> Claim:
+        """Claim the numbers for the run."""
+        return run_log.claim(connection, self._run_id, numbers, now)
+
+    def finish(self, connection: Connection, outcome: RunOutcome, now: datetime) -> Record | None:
+        """Close the run; return its record."""
+        run_log.finish(connection, self._run_id, outcome, now)
+        return get_run(connection, self._run_id)
 
     async def put(self, item: Item) -> None:
         """Queue a page, removals or an outcome; waits while the queue is full."""
@@ -88,13 +103,12 @@ class Writer:
         # A function of its own: the batch is not kept while the next one gathers.
         if not batch:
             return
-        self._batches += 1
-        write = partial(self._write, batch=batch, number=self._batches)
-        self._changes += await self._transactions.write(write)
+        self._changes += await self._commit(batch)
         for outcome in batch:
             if isinstance(outcome, NumberOutcome):
+                self._places.pop(outcome.phone_number, None)
                 changes = self._changes.pop(outcome.phone_number, 0)
-                self._on_closed(replace(outcome, changes=changes))
+                self.on_closed(replace(outcome, changes=changes))
         async with self._room:
             self._queued_bytes -= sum(
                 item.page.size for item in batch if isinstance(item, ObservedPage)
@@ -102,6 +116,20 @@ class Writer:
             self._room.notify_all()
         for _ in batch:
             self._queue.task_done()
+
+    async def _commit(self, batch: Sequence[Item]) -> Counter[str]:
+        self._batches += 1
+        write = partial(self._write, batch=batch, number=self._batches)
+        changes, places = await self._transactions.write(write)
+        for phone_number, found in places.items():
+            self._places[phone_number] = self._with_places_before(phone_number, found)
+        return changes
+
+    def _with_places_before(self, phone_number: str, places: ChangesByPlace) -> ChangesByPlace:
+        found = dict(self._places.get(phone_number, {}))
+        for place, counts in places.items():
+            found[place] = found.get(place, Counter()) + counts
+        return found
 
     def _fits(self, page: ObservedPage) -> bool:
         return not self._queued_bytes or self._queued_bytes + page.page.size <= MAX_QUEUE_BYTES
@@ -120,22 +148,25 @@ class Writer:
             self._queue.task_done()  # for the None
         return batch
 
-    def _write(self, connection: Connection, batch: Sequence[Item], number: int) -> Counter[str]:
+    def _write(
+        self, connection: Connection, batch: Sequence[Item], number: int
+    ) -> tuple[Counter[str], Changes]:
         """Write the run's batch of that number, counted from 1, unless it was committed before.
 
-        Returns how many chats of each phone number changed.
+        Returns how many chats of each phone number changed, and where in its list.
         """
         changes: Counter[str] = Counter()
+        places: Changes = {}
         pages = [item for item in batch if isinstance(item, ObservedPage)]
         run_id, now = self._run_id, self._clock()
         # Two numbers may lose the same chat: the second one has to see that nobody lists it.
         loses = any(isinstance(item, Removals) and item.gone for item in batch)
         leases.lock_writers(connection, everywhere=loses)
         if not leases.move_fence(connection, run_id, number):
-            return changes
+            return changes, places
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
-            counts = store_pages(connection, pages, run_id=run_id, now=now)
+            counts, places = store_pages(connection, pages, run_id=run_id, now=now)
             run_log.add_counts(connection, run_id, counts, self._usage)
             for phone_number, count in counts.items():
                 changes[phone_number] += count["chats_inserted"] + count["chats_updated"]
@@ -146,5 +177,9 @@ class Writer:
                 run_log.add_counts(connection, run_id, counts, self._usage)
                 changes[item.phone_number] += removed
             elif isinstance(item, NumberOutcome):
-                run_log.close_number(connection, run_id, item, now)
-        return changes
+                number_places = places.get(item.phone_number, {})
+                found = self._with_places_before(item.phone_number, number_places)
+                learned = learn(connection, run_id, item, found, least=self._least_recall)
+                ended = replace(item, evidence={**item.evidence, **learned})
+                run_log.close_number(connection, run_id, ended, now)
+        return changes, places

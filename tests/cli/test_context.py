@@ -58,7 +58,8 @@ def test_a_database_file_that_does_not_exist(command: list[str]) -> None:
     failed = call(*command)
     assert (failed.code, failed.stdout) == (6, "")
     assert failed.stderr == (
-        "linq-etl: There is no database file linq.db. Run `linq-etl sync` first.\n"
+        "linq-etl: There is no database file linq.db. Run `linq-etl sync` first, or "
+        "`linq-etl db upgrade` for an empty database.\n"
     )
     assert not Path("linq.db").exists()
 

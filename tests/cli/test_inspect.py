@@ -32,7 +32,7 @@ def test_runs(synced: Synced) -> None:
     assert head.split() == ["id", "status", "started", "took", "numbers", "changed", "error"]
     assert (row.split()[:2], row.split()[-3:]) == (["1", "succeeded"], ["2", "0", "+38"])
     wide = call("runs", "--wide", env=synced.env).stdout.splitlines()[0].split()
-    assert wide[:4] == ["id", "command", "status", "started_at"]
+    assert wide[:4] == ["id", "command", "mode", "status"]
     assert {"host", "requests", "chats_inserted", "error_kind"} <= set(wide)
     one = call("runs", "1", env=synced.env)
     assert one.code == 0
@@ -68,7 +68,7 @@ OLDER_OR_NEWER = {
         "ALTER TABLE sync_runs DROP COLUMN throttled",
         "ALTER TABLE sync_run_numbers DROP COLUMN reason",
         "ALTER TABLE phone_numbers DROP COLUMN label",
-        "ALTER TABLE sync_runs ADD COLUMN mode TEXT",
+        "ALTER TABLE sync_runs ADD COLUMN weather TEXT",
     ],
 }
 

@@ -19,6 +19,13 @@ NEVER: Record = {
     "completeness": None,
     "reason": None,
     "total_count": None,
+    "fresh_as_of": None,
+    "complete_as_of": None,
+    "list_order": None,
+    "quick_off": None,
+    "quick_hits": None,
+    "quick_misses": None,
+    "quick_recall_lower": None,
     "last_attempt_at": None,
     "last_status": None,
     "last_error_kind": None,
@@ -26,6 +33,7 @@ NEVER: Record = {
     "failing_since": None,
     "always_empty": False,
 }
+OF_LISTS = ("fresh_as_of", "complete_as_of")
 GOOD: Record = {"status": "succeeded", "completeness": "consistent", "total_count": 12}
 UNPROVED: Record = {"status": "partial", "completeness": "unproved", "reason": "it moved"}
 RANGE: Record = {"status": "succeeded", "reason": "only pages 2 to 3"}
@@ -72,6 +80,8 @@ def good(run_id: int, **fields: Any) -> Record:
         "run_id": run_id,
         "last_good_sync": minute(run_id),
         "completeness": "consistent",
+        "fresh_as_of": NOON,
+        "complete_as_of": minute(run_id),
         "total_count": 12,
         "last_attempt_at": minute(run_id),
         "last_status": "succeeded",
@@ -101,7 +111,7 @@ CASES: dict[str, tuple[list[Record], Record]] = {
     "busy does not count": ([GOOD, BUSY], good(1)),
     "the newest counts, whatever its completeness": (
         [GOOD | {"completeness": "proved"}, GOOD, UNPROVED],
-        good(3, **UNPROVED, last_status="partial", total_count=None),
+        good(3, **UNPROVED, last_status="partial", total_count=None, complete_as_of=minute(2)),
     ),
     "failing since the first failure": ([GOOD, BUSY, AWAY, AWAY], good(1) | failing(4, 3)),
     "failing since ever": ([AWAY, AWAY], NEVER | failing(2, 1)),
@@ -134,9 +144,8 @@ def test_the_last_attempt_is_what_ended_last(engine: Engine) -> None:
     store(engine, GOOD | {"finished_at": minute(3)}, DEAD)
     with reading(engine) as connection:
         found = number_status(connection)[1]
-    assert found == good(1, last_good_sync=minute(3), last_attempt_at=minute(3)) | {
-        "last_run_id": 1
-    }
+    times = dict.fromkeys(("last_good_sync", "complete_as_of", "last_attempt_at"), minute(3))
+    assert found == good(1, **times) | {"last_run_id": 1}
 
 
 def test_a_number_that_ever_listed_a_chat_was_not_always_empty(engine: Engine) -> None:
@@ -161,7 +170,7 @@ def test_an_older_schema_has_the_last_good_sync(engine: Engine) -> None:
         if engine.dialect.name == "mysql":
             connection.exec_driver_sql(view.replace("%", "%%"))
     unknown = [name for name in NEVER if name.startswith(("last_a", "last_s", "last_e"))]
-    nulls = dict.fromkeys([*unknown, "failing_since", "always_empty"])
+    nulls = dict.fromkeys([*unknown, "failing_since", "always_empty", *OF_LISTS])
     assert (other.pop("last_run_id"), found.pop("last_run_id")) == (None, None)
     assert found == good(2, completeness="unproved", reason="it moved", total_count=None) | nulls
     assert other == {**NEVER, "phone_number": B, "label": None, "always_empty": None}

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from etl import __version__
 from etl.api.models import ApiUsage
 from etl.config import PhoneNumber
-from etl.db import leases, run_log
+from etl.db import leases, run_log, run_records
 from etl.db.engine import reading, writing
 from etl.db.run_log import Claim, NumberOutcome, RunOutcome
 from etl.db.tables import (
@@ -44,6 +44,7 @@ def run_row(**fields: Any) -> Row:
         **{
             "id": 1,
             "command": "sync",
+            "mode": "full",
             "status": "running",
             "started_at": NOON,
             "version": __version__,
@@ -348,7 +349,7 @@ def test_runs_are_listed_newest_first(engine: Engine) -> None:
     for number in range(3):
         start(engine, second(number))
     with reading(engine) as connection:
-        found = run_log.list_runs(connection, 2)
+        found = run_records.list_runs(connection, 2)
     assert [run["id"] for run in found] == [3, 2]
     assert found[0] == public(run_row(id=3, started_at=second(2)))
 
@@ -358,8 +359,8 @@ def test_one_run_has_its_numbers(engine: Engine) -> None:
     start(engine)
     claim(engine, A, B)
     with reading(engine) as connection:
-        assert run_log.get_run(connection, 1) == {
+        assert run_records.get_run(connection, 1) == {
             **public(run_row(numbers_total=2)),
             "numbers": [number_row(B), number_row(A)],
         }
-        assert run_log.get_run(connection, 2) is None
+        assert run_records.get_run(connection, 2) is None

@@ -15,7 +15,7 @@ from etl.db.tables import chat_events, chat_phone_numbers, chats, sync_run_numbe
 from etl.errors import ApiUnavailableError, RequestRefusedError
 from etl.sandbox import World
 from etl.sandbox.world import Order
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import RunResult, sync
 from tests.support.builders import A, B, Row, Rows, config_with
@@ -81,9 +81,9 @@ class Account:
         self.rows = rows
         self.populate(12)
 
-    def populate(self, size: int, *, order: Order = "recency") -> None:
+    def populate(self, size: int, *, order: Order = "recency", shared: int = 0) -> None:
         self.world = World((A, B), order=order)
-        self.world.populate([(A,)] * size)
+        self.world.populate([(A, B)] * shared + [(A,)] * (size - shared))
         self.api = Api(self.world)
 
     @property
@@ -99,6 +99,7 @@ class Account:
         max_passes: int = 3,
         max_requests: int | None = None,
         patience: float = 60,
+        full_every: str = "24h",
         clock: Callable[[], datetime] | None = None,
         **options: Any,
     ) -> RunResult:
@@ -108,6 +109,7 @@ class Account:
             DATABASE__PATIENCE=patience,
             SYNC__MAX_CONFIRMATIONS=max_confirmations,
             SYNC__MAX_PASSES=max_passes,
+            SYNC__FULL_EVERY=full_every,
             **ceiling,
         )
         self.api.number, self.api.asked = number, []

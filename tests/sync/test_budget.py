@@ -11,7 +11,7 @@ from etl.api.client import RequestContext
 from etl.api.models import ApiUsage, LinqNumber, Page
 from etl.config import PhoneNumber
 from etl.db.tables import api_pace, chat_events, chat_phone_numbers, chats
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import RunResult, sync
 from tests.support.account import Account, number_in

@@ -21,7 +21,7 @@ from etl.db.run_log import Record
 from etl.db.tables import chat_handles, chats
 from etl.sandbox import World
 from etl.sandbox.world import Order
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import sync
 from tests.support.builders import A, config_with

@@ -18,7 +18,7 @@ from etl.db.run_log import RunOutcome
 from etl.db.tables import phone_numbers, sync_run_numbers, sync_runs
 from etl.sandbox import Faults, Sandbox, World, build_world
 from etl.sync import join, reach
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import RunResult, sync
 from etl.sync.shard import Shard

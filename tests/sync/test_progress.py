@@ -114,6 +114,7 @@ def test_a_run_ends_at_the_level_of_its_status(
     record: Record = {
         **dict.fromkeys(COUNTS, 0),
         "id": 7,
+        "mode": "full",
         "status": status,
         "started_at": NOON,
         "finished_at": minute(1),
@@ -128,6 +129,7 @@ def test_a_run_ends_at_the_level_of_its_status(
     problem = "" if status in {"succeeded", "partial"} else f"{status}; "
     assert fields(caplog) == {
         "run": 7,
+        "mode": None,
         "status": status,
         "seconds": 60.0,
         "numbers_failed": 0,

@@ -18,7 +18,7 @@ from etl.db.tables import sync_run_numbers
 from etl.db.turns import Turn, last_turns
 from etl.sandbox import Sandbox, World
 from etl.sync import join, reach
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import RunResult, sync
 from etl.sync.shard import Shard

@@ -75,7 +75,7 @@ def writer(engine: Engine) -> Writer:
 def writer_of(engine: Engine, run_id: int) -> Writer:
     usage: dict[str | None, ApiUsage] = defaultdict(ApiUsage, {A: ApiUsage(requests=5)})
     transactions = Transactions(engine, patience=60, run_id=run_id, wait=wait_none())
-    return Writer(transactions, run_id, lambda: NOON, usage)
+    return Writer(transactions, run_id, lambda: NOON, usage, least_recall=0.99)
 
 
 @pytest.fixture

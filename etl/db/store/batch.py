@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct, structs
 from sqlalchemy import Connection, case, select
@@ -12,6 +12,18 @@ from sqlalchemy import Connection, case, select
 from etl.api.models import Chat, Page
 from etl.db.backends import backend
 from etl.db.tables import chats
+
+Part = Literal["walk", "rule", "audit"]
+
+
+class Place(NamedTuple):
+    """Where a chat was read: in a walk of the list, by the rule of quick readings or by an audit.
+
+    Page 0 is an answer to Get Chat.
+    """
+
+    part: Part
+    page_number: int
 
 
 class Observation(Struct, frozen=True, gc=False):
@@ -21,6 +33,7 @@ class Observation(Struct, frozen=True, gc=False):
     digest: int
     counted_for: str
     observed_at: datetime
+    place: Place = Place("walk", 0)
 
 
 @dataclass(frozen=True)
@@ -33,12 +46,14 @@ class ObservedPage:
     phone_number: str
     page: Page
     listed: bool = True
+    part: Part = "walk"
 
     @cached_property
     def observations(self) -> list[Observation]:
         """The page's chats, each with its digest."""
+        place = Place(self.part, self.page.page_number)
         return [
-            Observation(chat, chat.digest, self.phone_number, self.page.observed_at)
+            Observation(chat, chat.digest, self.phone_number, self.page.observed_at, place)
             for chat in self.page.chats
         ]
 
@@ -51,7 +66,7 @@ class Delta(NamedTuple):
 
 
 def latest_observations(pages: Iterable[ObservedPage]) -> dict[int, Observation]:
-    """The last observation of each chat, counted for the number that listed it first.
+    """The last observation of each chat, counted for the number and place that had it first.
 
     Ordered by id, which touches the fewest pages of the tables' B-trees.
     """
@@ -59,10 +74,19 @@ def latest_observations(pages: Iterable[ObservedPage]) -> dict[int, Observation]
     for page in sorted(pages, key=lambda page: page.page.observed_at):
         for observation in page.observations:
             before = found.get(observation.chat.id)
-            if before and before.counted_for != observation.counted_for:
-                observation = structs.replace(observation, counted_for=before.counted_for)  # noqa: PLW2901
+            if before:
+                observation = _counted_as(before, observation)  # noqa: PLW2901
             found[observation.chat.id] = observation
     return dict(sorted(found.items()))
+
+
+def _counted_as(before: Observation, observation: Observation) -> Observation:
+    """The observation, which adds to the counts of the one before."""
+    is_other_number = before.counted_for != observation.counted_for
+    if is_other_number or before.digest == observation.digest:
+        first = {"counted_for": before.counted_for, "place": before.place}
+        return structs.replace(observation, **first)
+    return observation
 
 
 def split_new_and_changed(connection: Connection, observations: Mapping[int, Observation]) -> Delta:

@@ -16,7 +16,7 @@ from msgspec import UNSET, Struct
 from etl.api.models import Chat, Handle
 from etl.db.store.batch import Observation
 from etl.db.store.watch import Watch
-from etl.db.tables import EventKind
+from etl.db.tables import ChangeKind, EventKind
 
 CHAT_FIELDS: Final = ("display_name", "service", "is_group", "message_count", "extra")
 HANDLE_FIELDS: Final = ("phone_number", "service", "joined_at", "extra")
@@ -24,6 +24,11 @@ _EVENT_KINDS: Final[Mapping[str, EventKind]] = {
     "display_name": "renamed",
     "service": "service_changed",
     "is_group": "group_changed",
+}
+_CHANGE_KINDS: Final[Mapping[str, ChangeKind]] = {
+    "message_count": "messages",
+    "display_name": "names",
+    "chat_handles": "participants",
 }
 
 
@@ -95,6 +100,18 @@ class Diff(Struct, gc=False):
     handles_inserted: int = 0
     handles_updated: int = 0
     handles_removed: int = 0
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything differs, besides the digest."""
+        return bool(self.chats_inserted or self.chats_updated or self.handles)
+
+    @property
+    def kinds(self) -> Sequence[ChangeKind]:
+        """What has changed, as far as quick readings are judged by it."""
+        if self.chats_inserted:
+            return ("new",)
+        return [kind for name, kind in _CHANGE_KINDS.items() if name in self.fields]
 
 
 def diff(stored: StoredChat | None, observation: Observation, watch: Watch) -> Diff:

@@ -1,8 +1,10 @@
-"""Store a batch of pages in the caller's transaction: the order of the steps, and the counts."""
+"""Store a batch of pages in the caller's transaction, or only count: the order of the steps."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import chain
+from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, func, insert, select
 
@@ -10,18 +12,23 @@ from etl.db.backends import backend
 from etl.db.store.batch import (
     Observation,
     ObservedPage,
+    Place,
     latest_observations,
     split_new_and_changed,
 )
 from etl.db.store.diff import Diff, diff, is_newer
-from etl.db.store.memberships import store_memberships
+from etl.db.store.memberships import gained_memberships, store_memberships
 from etl.db.store.read import portions, read_chats
+from etl.db.store.unwritten import Unwritten
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
-from etl.db.tables import chats, rejected_records
+from etl.db.tables import ChangeKind, chats, rejected_records
 
 MAX_REJECTED = 10_000  # rows of rejected_records per run
 Counts = dict[str, Counter[str]]  # the run log's counts by phone number
+# Changed chats by place and phone number: how many in all (None), and how many of each kind.
+ChangesByPlace = dict[Place, Counter[ChangeKind | None]]
+Changes = dict[str, ChangesByPlace]
 _DIFF_COUNTS = (
     "chats_inserted",
     "chats_updated",
@@ -31,25 +38,69 @@ _DIFF_COUNTS = (
 )
 
 
+class Stored(NamedTuple):
+    """What pages have changed, counted, and where in the lists."""
+
+    counts: Counts
+    changes: Changes
+
+
 def store_pages(
     connection: Connection, pages: Sequence[ObservedPage], *, run_id: int, now: datetime
-) -> Counts:
-    """Write what the pages change; return the run log's counts."""
+) -> Stored:
+    """Write what the pages change."""
     counts: Counts = {page.phone_number: Counter() for page in pages}
+    changes: Changes = {page.phone_number: {} for page in pages}
     new, changed = split_new_and_changed(connection, latest_observations(pages))
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
-    _store_diffs(connection, diffs, run_id, counts)
-    observed = {each.chat.id: each for each in changed}
-    if observed:
-        backend(connection.dialect).lock_rows(connection, chats, observed)
-    for portion in portions(connection, [*observed]):
-        again = [observed[chat_id] for chat_id in portion]
-        _store_diffs(connection, _diffs(connection, again, now), run_id, counts)
+    write_diffs(connection, diffs, run_id)
+    _count(diffs, counts, changes)
+    if changed:
+        ids = [each.chat.id for each in changed]
+        backend(connection.dialect).lock_rows(connection, chats, ids)
+    for diffs in _diffs_of_changed(connection, changed, now):
+        write_diffs(connection, diffs, run_id)
+        _count(diffs, counts, changes)
     store_memberships(connection, pages, now)
     rejected = _store_rejected(connection, pages, run_id)
     _count_pages(counts, pages, rejected)
+    return Stored(counts, changes)
+
+
+def count_pages(
+    connection: Connection, pages: Sequence[ObservedPage], unwritten: Unwritten, *, now: datetime
+) -> Counts:
+    """Return what `store_pages` would count, and add it to `unwritten`; reads only.
+
+    A chat that is counted already counts no more.
+    """
+    counts: Counts = {page.phone_number: Counter() for page in pages}
+    observations = latest_observations(pages)
+    for chat_id in unwritten.counted(observations):
+        del observations[chat_id]
+    new, changed = split_new_and_changed(connection, observations)
+    diffs = [diff(None, each, UNWATCHED) for each in new]
+    for some in chain([diffs], _diffs_of_changed(connection, changed, now)):
+        unwritten.add_counted(
+            each.observation.chat.id for each in some if _count_diff(counts, each)
+        )
+    for phone_number, gained in gained_memberships(connection, pages, now):
+        unwritten.set_listed(phone_number, (*gained.new, *gained.restored), is_listed=True)
+    rejected = Counter[str]()
+    for page in pages:
+        rejected[page.phone_number] += unwritten.add_rejected(page)
+    _count_pages(counts, pages, rejected)
     return counts
+
+
+def _diffs_of_changed(
+    connection: Connection, changed: Iterable[Observation], now: datetime
+) -> Iterator[list[Diff]]:
+    """In portions that take little memory."""
+    observed = {each.chat.id: each for each in changed}
+    for portion in portions(connection, [*observed]):
+        yield _diffs(connection, [observed[chat_id] for chat_id in portion], now)
 
 
 def _diffs(
@@ -64,15 +115,21 @@ def _diffs(
     ]
 
 
-def _store_diffs(
-    connection: Connection, diffs: Sequence[Diff], run_id: int, counts: Counts
-) -> None:
-    write_diffs(connection, diffs, run_id)
+def _count(diffs: Iterable[Diff], counts: Counts, changes: Changes) -> None:
     for each in diffs:
-        count = counts[each.observation.counted_for]
-        for name in _DIFF_COUNTS:
-            if number := getattr(each, name):
-                count[name] += number
+        _count_diff(counts, each)
+        if each.is_change:
+            at_place = changes[each.observation.counted_for].setdefault(
+                each.observation.place, Counter()
+            )
+            at_place.update([None, *each.kinds])
+
+
+def _count_diff(counts: Counts, found: Diff) -> bool:
+    """Add its counts; return whether there are any."""
+    added = {name: number for name in _DIFF_COUNTS if (number := getattr(found, name))}
+    counts[found.observation.counted_for].update(added)
+    return bool(added)
 
 
 def _store_rejected(

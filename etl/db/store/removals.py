@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, insert, select, update
 
+from etl.db.store.unwritten import Unwritten
 from etl.db.store.watch import watch_stored
 from etl.db.tables import chat_events, chat_phone_numbers, chats
 
@@ -61,6 +62,22 @@ def store_removals(connection: Connection, removals: Removals, *, run_id: int) -
         _mark(connection, removals.phone_number, chat_ids, present, **values)
     for chat_ids in _chunks(removals.gone):
         removed += _remove_unlisted(connection, chat_ids, run_id, at)
+    return removed
+
+
+def count_removals(connection: Connection, removals: Removals, unwritten: Unwritten) -> int:
+    """Return what `store_removals` would return, and add it to `unwritten`; reads only."""
+    lost = (*removals.left, *removals.gone)
+    unwritten.set_listed(removals.phone_number, lost, is_listed=False)
+    removed = 0
+    for chat_ids in _chunks(removals.gone):
+        present = chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None)
+        listing = _links.c.chat_id.in_(chat_ids), _links.c.removed_at.is_(None)
+        rows = connection.execute(select(_links.c.phone_number, _links.c.chat_id).where(*listing))
+        listed = {(row[0], row[1]): True for row in rows} | unwritten.memberships(chat_ids)
+        others = {chat_id for (_, chat_id), is_listed in listed.items() if is_listed}
+        stored = connection.execute(select(chats.c.id).where(*present)).scalars()
+        removed += sum(chat_id not in others for chat_id in stored)
     return removed
 
 

@@ -13,9 +13,19 @@ from etl.db.tables.chats import (
     chats,
     phone_numbers,
 )
+from etl.db.tables.quick import (
+    CHANGE_KINDS,
+    ChangeKind,
+    ListOrder,
+    list_orders,
+    list_walks,
+    quick_recall,
+)
 from etl.db.tables.runs import (
     COUNTS,
+    FULL,
     Completeness,
+    Mode,
     Status,
     api_pace,
     number_leases,
@@ -27,11 +37,16 @@ from etl.db.tables.runs import (
 from etl.db.tables.views import data_dictionary, number_status, views
 
 __all__ = [
+    "CHANGE_KINDS",
     "COUNTS",
+    "FULL",
     "REVISION",
     "VERSION_TABLE",
+    "ChangeKind",
     "Completeness",
     "EventKind",
+    "ListOrder",
+    "Mode",
     "Status",
     "api_pace",
     "chat_events",
@@ -40,10 +55,13 @@ __all__ = [
     "chat_phone_numbers",
     "chats",
     "data_dictionary",
+    "list_orders",
+    "list_walks",
     "metadata",
     "number_leases",
     "number_status",
     "phone_numbers",
+    "quick_recall",
     "rejected_records",
     "run_fences",
     "sync_run_numbers",

@@ -9,7 +9,10 @@ from etl.db.tables.chats import phone_numbers
 from etl.db.types import BigKey, JsonText, LongText, ShortText, UtcDateTime
 
 Status = Literal["running", "succeeded", "partial", "failed", "interrupted", "abandoned"]
-Completeness = Literal["proved", "consistent", "unproved"]
+Mode = Literal["full", "quick", "dry-run"]
+Completeness = Literal["proved", "consistent", "unproved", "quick"]
+# Of a reading of the whole list.
+FULL: Final[tuple[Completeness, ...]] = ("proved", "consistent", "unproved")
 
 COUNTS: Final = {
     "requests": "HTTP requests sent, including retries.",
@@ -41,6 +44,15 @@ sync_runs = Table(
     metadata,
     Column("id", BigKey, primary_key=True, comment="Ascending: a later run has a higher id."),
     Column("command", LongText, nullable=False, comment="The command: sync or backfill."),
+    Column(
+        "mode",
+        ShortText(STATUS_LENGTH),
+        nullable=False,
+        server_default="full",
+        comment="full: lists are read to their end, or as far as a backfill was asked to. quick: "
+        "read only where changes are likely. dry-run: as full, but no data is written; the counts "
+        "are what a sync would have written.",
+    ),
     Column(
         "status",
         ShortText(STATUS_LENGTH),
@@ -109,13 +121,14 @@ sync_run_numbers = Table(
         ShortText(STATUS_LENGTH),
         comment="proved: exactly the list as it was when the walk ended. consistent: complete, "
         "unless chats came and went in pairs between the same two requests. unproved: neither; see "
-        "reason. Null if the list was not read, or if the budget ended the reading.",
+        "reason. quick: only where changes are likely. Null if the list was not read, or if the "
+        "budget ended the reading.",
     ),
     Column(
         "reason",
         LongText,
-        comment="Why the list is unproved or was not read to its end, or why removals were "
-        "withheld. Begins with budget if the requests ran out.",
+        comment="Why the list is unproved or was not read to its end, why removals were withheld, "
+        "or why a quick sync read all of it. Begins with budget if the requests ran out.",
     ),
     Column("first_page", BigInteger, comment="The first page of a backfill. Null for a sync."),
     Column("passes", Integer, nullable=False, server_default="0", comment="Passes over the list."),
@@ -131,6 +144,22 @@ sync_run_numbers = Table(
         "if the walk did not reach the list's end.",
     ),
     *_counts(),
+    Column(
+        "quick_hits",
+        BigInteger,
+        comment="As in quick_recall, for message counts. Null unless the whole list was read.",
+    ),
+    Column(
+        "quick_misses",
+        BigInteger,
+        comment="As in quick_recall, for message counts. Null unless the whole list was read.",
+    ),
+    Column(
+        "quick_recall_lower",
+        Double,
+        comment="The lower bound in quick_recall, for message counts: at least this share of the "
+        "changes is found by quick readings. Null unless the whole list was read.",
+    ),
     Column("error_kind", LongText, comment="As in sync_runs, for this number."),
     Column("error_detail", LongText, comment="The error as a sentence."),
     Index(None, "phone_number", "run_id"),

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Date,
+    Double,
     Integer,
     MetaData,
     Table,
@@ -60,6 +61,26 @@ number_status = _view(
         "completeness": (LongText, "As in sync_run_numbers, of that run."),
         "reason": (LongText, "As in sync_run_numbers, of that run."),
         "total_count": (BigInteger, "The API's count of chats in that run."),
+        "fresh_as_of": (
+            UtcDateTime,
+            "Changes until then are stored: when the last full walk began, or the last quick "
+            "reading that is known to find nearly all of them (see quick_recall_lower).",
+        ),
+        "complete_as_of": (
+            UtcDateTime,
+            "When the last run ended whose list is consistent or proved: no chat was missing.",
+        ),
+        "list_order": (
+            LongText,
+            "How the API orders the list, as measured: recency, id, id-desc or unknown.",
+        ),
+        "quick_off": (
+            LongText,
+            "Why quick syncs read the whole list. Null if they read only where changes are likely.",
+        ),
+        "quick_hits": (BigInteger, "As in sync_run_numbers, of the last full walk."),
+        "quick_misses": (BigInteger, "As in sync_run_numbers, of the last full walk."),
+        "quick_recall_lower": (Double, "As in sync_run_numbers, of the last full walk."),
         "last_run_id": (BigInteger, "The last run that tried. One that found it busy did not."),
         "last_attempt_at": (
             UtcDateTime,

@@ -42,7 +42,7 @@ def run_id(engine: Engine) -> int:
 def store(engine: Engine, run_id: int) -> Store:
     def store(*pages: ObservedPage, now: datetime = EVENING) -> Counts:
         with writing(engine) as connection:
-            counts = store_pages(connection, pages, run_id=run_id, now=now)
+            counts = store_pages(connection, pages, run_id=run_id, now=now).counts
         load_numbers(engine, *{page.phone_number for page in pages})
         return counts
 

@@ -75,7 +75,7 @@ def test_unchanged_chats_write_no_row_in_mysql(engine: Engine, store: Store, run
         found = []
         for given in pages_at[1:]:
             before = session_status(connection, "Handler_%")
-            again = store_pages(connection, given, run_id=run_id, now=EVENING)
+            again = store_pages(connection, given, run_id=run_id, now=EVENING).counts
             after = session_status(connection, "Handler_%")
             found.append([after[name] - before[name] for name in writes])
     assert found[0] == [0, 0, 0]

@@ -1,0 +1,96 @@
+"""A quick reading of a list whose changed chats come first. No HTTP and no database.
+
+It reads from the first page until one page brings no change, and one page of the rest as an audit:
+each in its turn, in a random order, so that every page is read within as many quick readings as the
+list has pages, whatever its order really is. Two alarms end it, and the list is read in full: the
+audit finds a chat with another message count, or the API's count of chats has changed by another
+number than that of the new chats.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from etl.api.models import Page, hash64
+from etl.db.list_orders import KnownList
+from etl.db.store.batch import Part
+from etl.db.store.compare import Comparison
+from etl.sync.budget import BoundedFetch
+
+Compare = Callable[[Page, Part], Awaitable[Comparison]]
+Deliver = Callable[[Page, Part], Awaitable[None]]
+
+# Of the list: beyond, a full walk costs little more.
+_MOST: Final = 0.5
+
+
+class HeadReading:
+    """One quick reading; `known` is what the reading before left."""
+
+    def __init__(
+        self,
+        fetch: BoundedFetch,
+        compare: Compare,
+        deliver: Deliver,
+        known: KnownList,
+        phone_number: str,
+    ) -> None:
+        self._fetch = fetch
+        self._compare = compare
+        self._deliver = deliver
+        self._known = known
+        self._phone_number = phone_number
+        self._digests: dict[int, int] = {}  # of the chats read so far
+        self._listed: set[int] = set()  # new in the list
+        self._total: int | None = None
+        self._last_page = 1
+
+    async def run(self) -> str | None:
+        """Read. Returns why the list has to be read in full, if so; raises StopReadingError."""
+        page_number = 1
+        while (await self._read(page_number, "rule")).changed:
+            if page_number >= _MOST * self._last_page:
+                return "most of its pages have changed"
+            page_number += 1
+        audited = self._audited(page_number)
+        if audited and (await self._read(audited, "audit")).moved:
+            return f"page {audited} had changed chats, though none was expected there"
+        if self._unexpected():
+            await self._read(1, "rule")  # A chat may have come meanwhile.
+        return self._unexpected()
+
+    async def _read(self, page_number: int, part: Part) -> Comparison:
+        page = await self._fetch(page_number)
+        self._fetch.check(page, len(self._digests))
+        found = self._without_known(page, await self._compare(page, part))
+        self._total, self._last_page = page.total_count, page.last_page or 1
+        self._listed |= found.new_in_list
+        await self._deliver(page, part)
+        return found
+
+    def _without_known(self, page: Page, found: Comparison) -> Comparison:
+        """Leave out what this reading has found before: it may not be stored yet."""
+        digests = {chat.id: chat.digest for chat in page.chats}
+        known = {each for each, digest in digests.items() if self._digests.get(each) == digest}
+        new_in_list = found.new_in_list - self._digests.keys()
+        self._digests |= digests
+        return Comparison(found.changed - known, found.moved - known, new_in_list)
+
+    def _audited(self, read: int) -> int | None:
+        """The page that is next in the random order and that is not among the first ones."""
+        pages = self._last_page
+        seed = f"{self._phone_number} {self._known.walk_run_id}"
+        # By hash, so that a page more or less leaves the others in their order.
+        order = sorted(range(1, pages + 1), key=lambda page: hash64(f"{seed} {page}".encode()))
+        turn = self._known.quick_runs % pages
+        return next((page for page in order[turn:] + order[:turn] if page > read), None)
+
+    def _unexpected(self) -> str | None:
+        before, new = self._known.total_count, len(self._listed)
+        if before is None or self._total is None:
+            return "the API did not count the list"
+        if self._total == before + new:
+            return None
+        return (
+            f"the API's count went from {before} to {self._total} chats, and {new} new ones were "
+            "found where quick readings look"
+        )

@@ -1,0 +1,87 @@
+"""One number in a quick run: whether it is read quickly, by which rule, and what came of it."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+
+from etl.api.models import Page
+from etl.db.list_orders import KnownList, Reading, known_lists
+from etl.db.store.batch import ObservedPage, Part
+from etl.db.store.compare import Comparison, compare_page
+from etl.sync.budget import BoundedFetch, BudgetSpentError, EndlessListError
+from etl.sync.context import RunContext
+from etl.sync.quick.gain import pages_by_gain, read_pages
+from etl.sync.quick.head import HeadReading
+from etl.sync.quick.learning import Notes
+from etl.sync.quick.plan import why_in_full
+
+
+class QuickReading:
+    """Reads a list only where changes are likely, if that is known to be good.
+
+    After `read`, `in_full` says why the whole list has to be read, if so, and `limit` why the
+    run's budget can never suffice for that.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        phone_number: str,
+        fetch: Callable[[], BoundedFetch],
+        deliver: Callable[[Page, Part], Awaitable[None]],
+    ) -> None:
+        self.in_full: str | None = None
+        self.limit: str | None = None
+        self._context = context
+        self._phone_number = phone_number
+        self._fetch = fetch
+        self._deliver_part = deliver
+        self._notes = Notes()
+
+    async def read(self) -> Reading | None:
+        """Read; None if the whole list has to be read. Raises BudgetSpentError."""
+        context, number, now = self._context, self._phone_number, self._context.clock()
+        found = await context.transactions.read(lambda c: known_lists(c, [number]))
+        known = found.get(number)
+        self.in_full = why_in_full(known, number, now, context.config.sync.full_every_span)
+        if known is None:
+            return None
+        if not self.in_full:
+            await self._read_head(known)
+        elif limit := context.turns.why_too_long(number):
+            self.limit = limit
+            await self._read_by_gain(known, now)
+        else:
+            return None
+        is_partial = self.limit is not None
+        return self._notes.reading(is_full=False, is_partial=is_partial) if self._is_done else None
+
+    @property
+    def _is_done(self) -> bool:
+        return self.limit is not None or not self.in_full
+
+    async def _read_head(self, known: KnownList) -> None:
+        def compare(page: Page, part: Part) -> Awaitable[Comparison]:
+            return self._compare(page, part, known.head_read_at)
+
+        reading = HeadReading(self._fetch(), compare, self._deliver, known, self._phone_number)
+        try:
+            self.in_full = await reading.run()
+        except EndlessListError as error:
+            self.in_full = str(error)
+
+    async def _read_by_gain(self, known: KnownList, now: datetime) -> None:
+        """Read the pages that are worth most, until the run's requests are spent."""
+        context, number = self._context, self._phone_number
+        pages = await context.transactions.read(lambda c: pages_by_gain(c, number, known, now))
+        with suppress(BudgetSpentError):
+            width = 2 * context.config.api.max_concurrency
+            await read_pages(self._fetch(), self._deliver, pages, width=width)
+
+    async def _compare(self, page: Page, part: Part, since: datetime) -> Comparison:
+        observed = ObservedPage(self._phone_number, page, part=part)
+        return await self._context.transactions.read(lambda c: compare_page(c, observed, since))
+
+    async def _deliver(self, page: Page, part: Part = "rule") -> None:
+        self._notes.add(page)
+        await self._deliver_part(page, part)
