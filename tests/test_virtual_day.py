@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import Engine
 
-from etl.db.tables import sync_runs
+from etl.db.tables import sync_run_numbers, sync_runs
 from etl.sandbox import Message
 from etl.sandbox.world import Order
 from tests.benchmarks.virtual_day import (
@@ -15,7 +15,7 @@ from tests.benchmarks.virtual_day import (
     PER_PAGE,
     Clock,
     Day,
-    ScheduleName,
+    ScheduleMode,
     Staleness,
     VirtualAccount,
     rotate,
@@ -27,11 +27,11 @@ from tests.support.builders import NOON, Rows
 RUNS = 12
 
 
-def short_day(account: VirtualAccount, name: ScheduleName) -> Day:
+def short_day(account: VirtualAccount, mode: ScheduleMode) -> Day:
     async def run() -> Day:
         with account.serving():
             await account.learn()
-            return await account.day(schedule(name, account.order, pages=3), runs=RUNS)
+            return await account.day(schedule(mode, account.order, pages=6), runs=RUNS)
 
     return asyncio.run(run())
 
@@ -59,6 +59,23 @@ def test_a_day_of_full_runs(engine: Engine, rows: Rows, order: Order) -> None:
     assert (day.staleness.messages, day.staleness.found) == (len(account.messages), len(found))
     assert day.staleness.mean_seconds == pytest.approx(sum(waits) / len(waits), abs=1)
     assert (day.rotation is not None) == (order == "id")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["recency", "id"])
+def test_a_day_of_quick_runs(engine: Engine, rows: Rows, order: Order) -> None:
+    """A run every 5 minutes; in order of ids, each may make a third of a full walk's requests."""
+    account = VirtualAccount(engine, order, chats=300, clock=Clock(NOON))
+    day = short_day(account, "quick")
+    runs, numbers = rows(sync_runs)[-RUNS:], rows(sync_run_numbers)[-RUNS:]
+    begins = [row["started_at"].timestamp() for row in runs]
+
+    assert [after - before for before, after in pairwise(begins)] == [5 * 60] * (RUNS - 1)
+    assert {row["mode"] for row in runs} == {"quick"}
+    assert (order == "id") == all(row["requests"] == 2 for row in runs)
+    assert day.requests == sum(row["requests"] for row in runs)
+    assert day.full_walks == len([row for row in numbers if row["completeness"] != "quick"])
+    assert day.staleness.found > len(account.messages) / 2
 
 
 def test_a_message_is_stale_until_it_is_found() -> None:

@@ -1,5 +1,6 @@
 """Run the scenarios in turn and print their tables."""
 
+import logging
 import os
 import platform
 import signal
@@ -58,6 +59,7 @@ def main(
     """
     if quick:
         runs, chats, numbers = 1, 10_000, 100
+    logging.root.addHandler(logging.NullHandler())  # for the runs of a virtual day
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names = list(only) or [name for name in SCENARIOS if name not in ON_REQUEST]
     if million and "million" not in names:

@@ -21,7 +21,7 @@ from etl.sandbox.world import Order
 from tests.benchmarks import measure
 from tests.benchmarks.limiter import Limit
 from tests.benchmarks.server import HANDLES_PER_PAGE, PER_PAGE, ROOT, Api, Settings, phone_number
-from tests.benchmarks.virtual_day import Day, ScheduleName, run_day
+from tests.benchmarks.virtual_day import Day, ScheduleMode, run_day
 from tests.support import mysql, postgres
 
 LATENCY: Final = 0.1
@@ -233,20 +233,20 @@ def million(lab: Lab) -> Iterator[Sample]:
 def day(lab: Lab) -> Iterator[Sample]:
     """A virtual day of full runs and one of quick runs, in order of recency and of ids."""
     kinds = [kind for kind in ("sqlite", "postgresql") if kind in ("sqlite", *lab.servers)]
-    for kind, order, name in product(kinds, DAY_ORDERS, get_args(ScheduleName)):
+    for kind, order, mode in product(kinds, DAY_ORDERS, get_args(ScheduleMode)):
         with lab.database(kind) as database:
             engine = open_engine(database.url)
             schema.upgrade(engine)
             began = time.perf_counter()
-            spent = run_day(engine, name, order)
+            spent = run_day(engine, mode, order)
             seconds = time.perf_counter() - began
             engine.dispose()
-        yield Sample(f"{kind} {day_subject(order, name)}", seconds, day=spent)
+        yield Sample(f"{kind} {day_subject(order, mode)}", seconds, day=spent)
 
 
-def day_subject(order: Order, name: ScheduleName) -> str:
+def day_subject(order: Order, mode: ScheduleMode) -> str:
     """What the samples of `day` are called, after the database."""
-    return f"{order} order, {name}"
+    return f"{order} order, {mode}"
 
 
 def dlt(lab: Lab) -> Iterator[Sample]:

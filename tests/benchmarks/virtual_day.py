@@ -5,6 +5,7 @@ the end of one run to the beginning of the next, so a day takes as long as its r
 """
 
 import asyncio
+import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +20,18 @@ from sqlalchemy import Engine, select
 from etl.api.client import LinqClient
 from etl.api.pace import Pace
 from etl.api.transport import PATH, Response, Transport
-from etl.config import Config, PhoneNumber, Token
+from etl.config import PhoneNumber, Token
 from etl.db.engine import reading
 from etl.db.run_log import Record
 from etl.db.tables import chat_message_counts
 from etl.sandbox import Message, Sandbox, Traffic, build_world
 from etl.sandbox.world import Order
-from etl.sync.number import RunOptions
+from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
 from etl.sync.run import sync
 from tests.support.builders import A, config_with
+
+ScheduleMode = Literal["full", "quick"]
 
 PER_PAGE: Final = 100
 LATENCY: Final = 0.025  # virtual seconds of a request: 8 at a time, 200 ms each
@@ -37,7 +40,6 @@ _MIDNIGHT = datetime(2025, 6, 2, tzinfo=UTC)
 _WARM_UP = timedelta(days=7)  # of messages before the first run, so that the busy chats lead
 _LEAST_WALKS, _LEAST_CHANGED = 6, 300
 
-ScheduleName = Literal["full", "quick"]
 # When the message was found; None if it was not.
 FoundAt = Callable[[Message], float | None]
 
@@ -47,7 +49,7 @@ class Schedule:
     """A run begins `every` so often; it may make `max_requests`."""
 
     every: timedelta
-    options: RunOptions
+    mode: ScheduleMode
     max_requests: int | None = None
 
 
@@ -76,20 +78,12 @@ class Day:
     rotation: Staleness | None
 
 
-def full_options() -> RunOptions:
-    return RunOptions((PhoneNumber(A),))
-
-
-def quick_options() -> RunOptions:
-    return full_options()
-
-
-def schedule(name: ScheduleName, order: Order, pages: int) -> Schedule:
-    """In order of ids, a day of quick runs makes as many requests as one of full runs."""
-    if name == "full":
-        return Schedule(every=FULL_EVERY, options=full_options())
-    limit = pages * QUICK_EVERY // FULL_EVERY if order == "id" else None
-    return Schedule(every=QUICK_EVERY, options=quick_options(), max_requests=limit)
+def schedule(mode: ScheduleMode, order: Order, pages: int) -> Schedule:
+    """In order of ids, a day of quick runs makes about as many requests as one of full runs."""
+    if mode == "full":
+        return Schedule(every=FULL_EVERY, mode=mode)
+    limit = math.ceil(pages * (QUICK_EVERY / FULL_EVERY)) if order == "id" else None
+    return Schedule(every=QUICK_EVERY, mode=mode, max_requests=limit)
 
 
 class Clock:
@@ -163,9 +157,10 @@ class VirtualAccount:
             self.clock.wait_until(min(moment, self.clock.now + timedelta(minutes=15)))
             self._traffic.catch_up()
 
-    async def sync(self, options: RunOptions, max_requests: int | None = None) -> Record:
+    async def sync(self, mode: ScheduleMode = "full", max_requests: int | None = None) -> Record:
         """One run at the virtual time; its record."""
-        config = self._config(max_requests)
+        limit = {"SYNC__MAX_REQUESTS": max_requests} if max_requests else {}
+        config = config_with(API__PER_PAGE=PER_PAGE, **limit)
         pace = Pace(config.api.max_concurrency)
         transport = _InProcess(self._sandbox, self.clock)
         async with LinqClient(config.api, pace, clock=self.clock, transport=transport) as client:
@@ -173,24 +168,20 @@ class VirtualAccount:
                 config,
                 self.engine,
                 client,
-                options=options,
+                options=RunOptions((PhoneNumber(A),), mode=mode),
                 progress=LogProgress(),
                 clock=self.clock,
             )
         return result.record
 
-    def _config(self, max_requests: int | None) -> Config:
-        limit = {"SYNC__MAX_REQUESTS": max_requests} if max_requests else {}
-        return config_with(API__PER_PAGE=PER_PAGE, **limit)
-
     async def learn(self) -> None:
         """Load the list and walk it in full, until the order can be known."""
         self.wait_until(_MIDNIGHT)
-        await self.sync(full_options())
+        await self.sync()
         walks = changed = 0
         while walks < _LEAST_WALKS or changed < _LEAST_CHANGED:
             self.wait_until(_MIDNIGHT + (walks + 1) * FULL_EVERY)
-            record = await self.sync(full_options())
+            record = await self.sync()
             walks, changed = walks + 1, changed + record["chats_updated"]
         self.wait_until(_MIDNIGHT + (walks + 1) * FULL_EVERY)
 
@@ -203,25 +194,25 @@ class VirtualAccount:
         records = []
         for run in range(runs):
             self.wait_until(begin + run * schedule.every)
-            records.append(await self.sync(schedule.options, schedule.max_requests))
-        end = begin + runs * schedule.every
-        self.wait_until(end)
+            records.append(await self.sync(schedule.mode, schedule.max_requests))
+        self.wait_until(begin + runs * schedule.every)
         requests = sum(record["requests"] for record in records)
-        begins = [(begin + run * schedule.every).timestamp() for run in range(runs)]
+        rotation = None
+        if self.order == "id":
+            begins = [(begin + run * schedule.every).timestamp() for run in range(runs)]
+            listed = self.world.listing(A)
+            rotation = self._staleness(rotate(before, listed, self.messages, begins, requests))
         return Day(
             runs=runs,
             full_walks=sum(record["numbers"][0]["completeness"] != "quick" for record in records),
             requests=requests,
             pages=sum(record["pages"] for record in records),
-            staleness=staleness(self.messages, self._stored(), end.timestamp()),
-            rotation=staleness(
-                self.messages,
-                rotate(before, self.world.listing(A), self.messages, begins, requests),
-                end.timestamp(),
-            )
-            if self.order == "id"
-            else None,
+            staleness=self._staleness(self._stored()),
+            rotation=rotation,
         )
+
+    def _staleness(self, found_at: FoundAt) -> Staleness:
+        return staleness(self.messages, found_at, self.clock.seconds())
 
     def _stored(self) -> FoundAt:
         """When the database had a count that includes the message."""
@@ -290,13 +281,13 @@ def rotate(
     return found_at
 
 
-def run_day(engine: Engine, name: ScheduleName, order: Order) -> Day:
+def run_day(engine: Engine, mode: ScheduleMode, order: Order) -> Day:
     """A day after a phase in which the order is learned, in a new database."""
 
     async def run() -> Day:
         with VirtualAccount(engine, order).serving() as account:
             await account.learn()
             pages = -(-len(account.world.listing(A)) // PER_PAGE)
-            return await account.day(schedule(name, order, pages))
+            return await account.day(schedule(mode, order, pages))
 
     return asyncio.run(run())
