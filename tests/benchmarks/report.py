@@ -1,11 +1,19 @@
-"""The samples as one table, and which targets they meet."""
+"""The samples as tables, and which targets they meet."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import median
 from typing import NamedTuple
 
-from tests.benchmarks.scenarios import PACE_LIMITS, PACE_RUNS, Sample, pace_subject
+from tests.benchmarks.scenarios import (
+    DAY_ORDERS,
+    PACE_LIMITS,
+    PACE_RUNS,
+    Sample,
+    day_subject,
+    pace_subject,
+)
+from tests.benchmarks.virtual_day import Day
 
 Results = Mapping[str, Sequence[Sample]]
 _MB = 1_000_000
@@ -13,18 +21,41 @@ _HEADERS = (
     *("what", "n", "seconds", "min", "max", "/ floor", "/ limit", "dlt /", "rows/s", "requests"),
     *("throttled", "written", "WAL MB", "peak MB"),
 )
-NOTES = """\
+_NOTES = """\
 / floor: times the sum of both floors, or times what the server's latency (/ 16) or rate limit
 takes. / limit: without start-up, times fetching alone, plus the rows in bulk for a first load.
 dlt /: dlt's time over ours. written: row versions (PostgreSQL) or pages (SQLite) of the data
 tables. WAL: of the whole server."""
 
 
-def table(results: Results) -> str:
-    """In Markdown, as the docs have it."""
-    rows = [_HEADERS, *(_row(results, name) for name in results)]
+_DAY_HEADERS = (
+    *("a day", "runs", "full walks", "requests", "/ full", "pages", "messages", "found"),
+    *("staleness", "rotation", "seconds"),
+)
+_DAY_NOTES = """\
+staleness: minutes from a message until it is found, or until the end of the day; the mean over all
+messages. rotation: the same if as many requests read page after page, in runs at the same times.
+/ full: times the requests of the day of full runs."""
+
+
+def tables(results: Results) -> Iterator[str]:
+    """In Markdown, as the docs have it; each with its notes."""
+    rows = [_row(results, name) for name, (sample, *_) in results.items() if not sample.day]
+    if rows:
+        yield f"{_markdown(_HEADERS, rows)}\n\n{_NOTES}"
+    days = [
+        _day_row(results, name, sample, sample.day)
+        for name, (sample, *_) in results.items()
+        if sample.day
+    ]
+    if days:
+        yield f"{_markdown(_DAY_HEADERS, days)}\n\n{_DAY_NOTES}"
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [headers, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
+    rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
         f"| {' | '.join(map(str.ljust, row, widths))} |"  # a line of the table
         for row in rows
@@ -48,6 +79,25 @@ def _row(results: Results, name: str) -> tuple[str, ...]:
         _shown(_median(results, name, "wal_bytes", _MB), ".2f"),
         _shown(_median(results, name, "peak_bytes", _MB), ".0f"),
     )
+
+
+def _day_row(results: Results, name: str, sample: Sample, day: Day) -> tuple[str, ...]:
+    full = _day(results, name.replace(", quick", ", full"))
+    found, stale, rotation = day.staleness.found, day.staleness, day.rotation
+    return (
+        name,
+        *(f"{count:,}" for count in (day.runs, day.full_walks, day.requests)),
+        _shown(day.requests / full.requests if full else None, ".3f"),
+        *(f"{count:,}" for count in (day.pages, stale.messages)),
+        f"{found / max(stale.messages, 1):.1%}",
+        f"{stale.mean_seconds / 60:.2f}",
+        _shown(rotation.mean_seconds / 60 if rotation else None, ".2f"),
+        f"{sample.seconds:.0f}",
+    )
+
+
+def _day(results: Results, name: str) -> Day | None:
+    return next((sample.day for sample in results.get(name, ())), None)
 
 
 def _shown(value: float | None, form: str) -> str:
@@ -111,6 +161,7 @@ def verdicts(results: Results) -> Iterator[str]:
             *_server_targets(results, kind),
             *_pace_targets(results, kind),
             *_million_targets(results, kind),
+            *_day_targets(results, kind),
         ):
             if reached is not None:
                 met = reached >= bound if sign == "≥" else reached <= bound
@@ -183,3 +234,17 @@ def _million_targets(results: Results, kind: str) -> Iterator[_Target]:
     memory = _ratio(results, large, small, "peak_bytes")
     yield subject, "x first's peak memory", memory, "≤", 1.15
     yield subject, "MB of memory", _median(results, large, "peak_bytes", _MB), "≤", 200
+
+
+def _day_targets(results: Results, kind: str) -> Iterator[_Target]:
+    for order in DAY_ORDERS:
+        subject = day_subject(order, "quick")
+        quick = _day(results, f"{kind} {subject}")
+        full = _day(results, f"{kind} {day_subject(order, 'full')}")
+        if quick and full and order == "recency":
+            yield subject, "x full's requests", quick.requests / full.requests, "≤", 1 / 8
+            staler = quick.staleness.mean_seconds / full.staleness.mean_seconds
+            yield subject, "x full's staleness", staler, "≤", 1
+        if quick and quick.rotation:
+            staler = quick.staleness.mean_seconds / quick.rotation.mean_seconds
+            yield subject, "x rotation's staleness", staler, "≤", 1

@@ -4,19 +4,24 @@ import os
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from msgspec import structs
 
+from etl.db import schema
+from etl.db.engine import open_engine
+from etl.sandbox.world import Order
 from tests.benchmarks import measure
 from tests.benchmarks.limiter import Limit
 from tests.benchmarks.server import HANDLES_PER_PAGE, PER_PAGE, ROOT, Api, Settings, phone_number
+from tests.benchmarks.virtual_day import Day, ScheduleMode, run_day
 from tests.support import mysql, postgres
 
 LATENCY: Final = 0.1
@@ -31,6 +36,7 @@ PACE_LIMITS: Final = {
     "at-a-time": Settings(60_000, latency=0.2, limit=Limit("at a time", rate=20)),
 }
 PACE_RUNS: Final = ("first", "second")
+DAY_ORDERS: Final[tuple[Order, ...]] = ("recency", "id")
 _COMMAND = Path(sysconfig.get_path("scripts"), "linq-etl")
 _WIDE = {"LINQ_ETL_API__MAX_CONCURRENCY": str(CONCURRENCY)}
 
@@ -52,6 +58,7 @@ class Sample:
     wal_bytes: int | None = None
     written: int | None = None
     peak_bytes: int | None = None
+    day: Day | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +230,25 @@ def million(lab: Lab) -> Iterator[Sample]:
         yield database.sync("first, 10 x the chats", Settings(10 * lab.chats))
 
 
+def day(lab: Lab) -> Iterator[Sample]:
+    """A virtual day of full runs and one of quick runs, in order of recency and of ids."""
+    kinds = [kind for kind in ("sqlite", "postgresql") if kind in ("sqlite", *lab.servers)]
+    for kind, order, mode in product(kinds, DAY_ORDERS, get_args(ScheduleMode)):
+        with lab.database(kind) as database:
+            engine = open_engine(database.url)
+            schema.upgrade(engine)
+            began = time.perf_counter()
+            spent = run_day(engine, mode, order)
+            seconds = time.perf_counter() - began
+            engine.dispose()
+        yield Sample(f"{kind} {day_subject(order, mode)}", seconds, day=spent)
+
+
+def day_subject(order: Order, mode: ScheduleMode) -> str:
+    """What the samples of `day` are called, after the database."""
+    return f"{order} order, {mode}"
+
+
 def dlt(lab: Lab) -> Iterator[Sample]:
     """The same work with dlt, if the bench extra is installed."""
     env = {
@@ -246,7 +272,8 @@ def dlt(lab: Lab) -> Iterator[Sample]:
 SCENARIOS: Final[dict[str, Callable[[Lab], Iterator[Sample]]]] = {
     scenario.__name__: scenario
     for scenario in (
-        *(floors, like_for_like, plain, changed, latency, numbers, throttled, pace, million, dlt),
+        *(floors, like_for_like, plain, changed, latency, numbers, throttled, pace, million),
+        *(day, dlt),
     )
 }
 
