@@ -15,9 +15,9 @@ NULLS: Mapping[str, Any] = dict.fromkeys(number_status.columns.keys())
 COLUMNS = (
     *(Column("phone_number"), Column("label"), Column("last_good_sync"), Column("age")),
     *(Column("fresh_as_of"), Column("complete_as_of")),
-    *(Column("completeness"), Column("total_count"), Column("state"), Column("last_attempt_at")),
-    *(Column("quick_recall_lower", "quick recall"), Column("quick_off"), Column("list_order")),
-    *(Column("failing_since"), Column("error")),
+    *(Column("completeness"), Column("total_count")),
+    *(Column("list_order"), Column("quick_recall_lower", "quick_recall"), Column("quick_off")),
+    *(Column("state"), Column("last_attempt_at"), Column("failing_since"), Column("error")),
 )
 _SHORT_COLUMNS = (
     Column("phone_number"),
@@ -25,7 +25,6 @@ _SHORT_COLUMNS = (
     Column("since", "failing since"),
     Column("fresh", "fresh as of"),
     Column("complete", "complete as of"),
-    Column("list"),
     Column("quick"),
     Column("total_count", "chats", right=True),
 )
@@ -193,9 +192,10 @@ def _limit(parts: Sequence[_Part], room: int) -> None:
 
 
 def _age_first(row: Row) -> tuple[Any, ...]:
-    """Never synced first, then what fails or is not synced the longest."""
-    oldest = row["failing_since"] or row["last_good_sync"]
-    known = row["last_good_sync"] is not None, oldest is not None
+    """Never synced first, then what fails or is not fresh the longest."""
+    fresh = row["fresh_as_of"] or row["last_good_sync"]
+    oldest = row["failing_since"] or fresh
+    known = fresh is not None, oldest is not None
     return (*known, oldest or datetime.min.replace(tzinfo=UTC), row["phone_number"])
 
 
@@ -220,7 +220,6 @@ def _short(row: Row) -> Row:
         "fresh": _ago(row["age"]),
         "complete": _ago(row["complete_age"]),
         "quick": _quick(row),
-        "list": "always empty" if row["always_empty"] else row["completeness"],
     }
 
 

@@ -46,8 +46,8 @@ _OF_NUMBERS: Final[Mapping[str, tuple[str, Value]]] = {
         lambda row: _seconds(row["fresh_as_of"]),
     ),
     "quick_recall_lower": (
-        "At least this share of the changes is found by quick readings of the number.",
-        lambda row: row["quick_recall_lower"],
+        "At least this share of the changes is found by quick readings; 0 if that is not known.",
+        lambda row: row["quick_recall_lower"] or 0,
     ),
     "chats": (
         "Chats in the list of the number, by the last count of the API.",

@@ -141,7 +141,7 @@ def test_status(synced: Synced) -> None:
 
 
 def test_a_status_that_is_too_old() -> None:
-    """Exit code 3 if a number's last good sync is older than asked, or there was none."""
+    """Exit code 3 if a number is fresh as of longer ago than asked, or was never synced."""
     url = "sqlite:///linq.db"
     with Sandbox(build_world(chats_per_number=5)) as sandbox:
         env = environment(sandbox, url)
@@ -149,16 +149,21 @@ def test_a_status_that_is_too_old() -> None:
     never = call("status", "--max-age", "2h", "--json", env=env)
     assert (never.code, [n["age"] is None for n in never.data]) == (3, [False, True])
     only_a = {"LINQ_ETL_SYNC__PHONE_NUMBERS": A}
-    execute(url, "UPDATE sync_run_numbers SET finished_at = '2025-01-01 00:00:00.000000'")
+    execute(url, "UPDATE sync_runs SET started_at = '2025-01-01 00:00:00.000000'")
     assert call("status", "--max-age", "2h", env=env | only_a).code == 3
 
 
 def test_an_age_is_in_whole_seconds() -> None:
-    """From the last good sync to now; null without one."""
+    """Of what is fresh, else of the last good sync, and of what is complete; null without one."""
     row: dict[str, Any] = {**NULLS, "phone_number": A, "last_good_sync": NOON}
     later = NOON + timedelta(minutes=1, microseconds=999_999)
-    assert with_age(row, A, later) == row | {"age": timedelta(minutes=1)}
-    assert with_age(None, A, later) == {**NULLS, "phone_number": A, "age": None}
+    ages = {"age": timedelta(minutes=1), "complete_age": None}
+    assert with_age(row, A, later) == row | ages
+    row |= {"fresh_as_of": later, "complete_as_of": NOON}
+    ages = {"age": timedelta(), "complete_age": timedelta(minutes=1)}
+    assert with_age(row, A, later) == row | ages
+    nulls = {"age": None, "complete_age": None}
+    assert with_age(None, A, later) == {**NULLS, "phone_number": A, **nulls}
 
 
 def test_a_status_for_machines(synced: Synced) -> None:

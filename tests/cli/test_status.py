@@ -24,6 +24,8 @@ def row(n: int, **fields: Any) -> Row:
         "label": f"Number {n}",
         "run_id": 7,
         "last_good_sync": NOON - timedelta(minutes=5),
+        "fresh_as_of": NOON - timedelta(minutes=5),
+        "complete_as_of": NOON - timedelta(minutes=5),
         "completeness": "proved",
         "total_count": 800,
         "last_attempt_at": NOON - timedelta(minutes=5),
@@ -57,10 +59,13 @@ def test_a_wrong_token() -> None:
     shown = lines([failing(n, REFUSED) for n in range(200)])
     assert max(map(len, shown)) <= 80
     assert shown[0] == (
-        "phone_number  label       failing since      last good sync  list    chats"
+        "phone_number  label       failing since      fresh as of  complete as of  chats"
     )
     assert shown[1] == f"200 failing: {REFUSED}"[:75]
-    assert shown[3] == "+13125550000  Number 0    2025-06-01 10:00Z  5 min ago       proved    800"
+    assert (
+        shown[3]
+        == "+13125550000  Number 0    2025-06-01 10:00Z  5 min ago    5 min ago         800"
+    )
     assert numbers(shown) == [number(n) for n in range(17)]
     assert shown[-1] == "and 183 others: linq-etl status | less"
 
@@ -84,17 +89,17 @@ def test_one_bad_number_of_200() -> None:
 
 def test_a_number_that_was_never_synced() -> None:
     """It comes before stale and fresh ones, and says never in words."""
-    stale = row(5, last_good_sync=NOON - timedelta(days=3))
+    stale = row(5, fresh_as_of=NOON - timedelta(days=3))
     empty = row(6, always_empty=True)
     shown = lines([row(1), empty, stale, never(199)])
     assert numbers(shown) == [number(199), number(5), number(6), number(1)]
     assert shown[1:3] == [
         "1 never synced, and no attempt failed",
-        f"{number(199)}            never",
+        f"{number(199)}            never        never",
     ]
     assert "1 stale: no good sync for more than 1 d" in shown
     assert "3 d ago" in shown[4]
-    assert "always empty" in shown[6]
+    assert shown[5].startswith("1 always empty")
 
 
 def test_each_of_many_causes_is_shown() -> None:
@@ -104,7 +109,7 @@ def test_each_of_many_causes_is_shown() -> None:
     causes = [line for line in shown if "failing:" in line]
     assert causes == [f"20 failing: Cause {letter}. Do something." for letter in "ABCDEF"]
     assert len(numbers(shown)) == 8
-    assert not any("fresh" in line for line in shown)
+    assert not any("fresh and" in line for line in shown)
     crowded = lines([failing(n, f"Cause {chr(65 + n)}.") for n in range(20)], height=8)
     assert len(numbers(crowded)) == 3
 
@@ -142,14 +147,14 @@ def test_the_summary_counts_in_words(max_age: timedelta | None, line: str) -> No
 def test_no_numbers() -> None:
     """An empty database has a summary too."""
     assert (lines([]), summary_line([], None)) == (
-        ["phone_number  last good sync  list  chats"],
+        ["phone_number  fresh as of  complete as of  chats"],
         "no numbers",
     )
 
 
 def test_a_pipe_gets_every_number() -> None:
     """The worst first, with the state in words and the error as a sentence."""
-    interrupted = failing(3, None, last_status="interrupted", last_good_sync=None)
+    interrupted = failing(3, None, last_status="interrupted", last_good_sync=None, fresh_as_of=None)
     rows = [row(1), failing(2, REFUSED), interrupted, never(4)]
     shown = [
         (each["phone_number"][-1], each["state"], each["error"]) for each in in_full(rows, None)

@@ -22,6 +22,7 @@ from etl.db.tables import (
     number_leases,
     number_status,
     phone_numbers,
+    quick_recall,
     rejected_records,
     run_fences,
     sync_run_numbers,
@@ -39,7 +40,7 @@ T = TypeVar("T")
 NOW = datetime.now(UTC)
 OLD, RECENT = NOW - timedelta(days=100), NOW - timedelta(days=80)
 AGE = timedelta(days=90)
-LOG = (sync_runs, sync_run_numbers, rejected_records)
+LOG = (sync_runs, sync_run_numbers, rejected_records, quick_recall)
 
 GOOD: Row = {"status": "succeeded", "completeness": "consistent"}
 PARTIAL: Row = {"status": "partial", "completeness": "unproved"}
