@@ -122,12 +122,10 @@ class MonitoredJob(Job):
 @quiet_option
 @json_option
 @click.pass_obj
-def sync(  # one per option
+def sync(
     options: GlobalOptions,
+    /,
     chosen: tuple[str, ...],
-    prove: bool,
-    require_complete: bool,
-    allow_removals: bool,
     shard: Shard | None,
     join: bool,
     since: timedelta | None,
@@ -136,6 +134,7 @@ def sync(  # one per option
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    **flags: bool,
 ) -> int:
     """Sync every configured number into the database.
 
@@ -158,17 +157,13 @@ def sync(  # one per option
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
     from etl.sync.number import RunOptions
 
-    if dry_run and join:
-        raise ConfigError("--dry-run cannot --join: joined runs read in the database who is done")
     run_options = RunOptions(
         chosen_numbers(config, chosen),
         mode="dry-run" if dry_run else "full",
         all_reached=config.sync.all_phone_numbers and not chosen,
-        prove=prove,
-        require_complete=require_complete,
-        allow_removals=allow_removals,
         shard=shard,
-        since=_shared_since(shard, join=join, since=since),
+        since=_shared_since(shard, join=join, since=since, dry_run=dry_run),
+        **flags,  # type: ignore[arg-type]  # each is a field of the same name
     )
     share = rate_share or (1 / shard.count if shard else 1.0)
     return _run(options, config, run_options, share=share, quiet=quiet, as_json=as_json)
@@ -181,7 +176,9 @@ def _with_budget(config: Config, max_requests: int | None) -> Config:
     return replace(config, sync=structs.replace(config.sync, max_requests=max_requests))
 
 
-def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -> timedelta | None:
+def _shared_since(
+    shard: Shard | None, *, join: bool, since: timedelta | None, dry_run: bool
+) -> timedelta | None:
     """How long ago a number may have been finished; None if the run shares none.
 
     Raises ConfigError if the options contradict each other.
@@ -190,6 +187,8 @@ def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -
         raise ConfigError("--since needs --join: only joined runs leave out what is finished")
     if shard and join:
         raise ConfigError("--shard divides the numbers, --join shares them: use one of the two")
+    if dry_run and join:
+        raise ConfigError("--dry-run cannot --join: joined runs find in the database who is done")
     return _SINCE if join and since is None else since
 
 
