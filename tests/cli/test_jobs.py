@@ -251,7 +251,7 @@ def test_a_dry_run_is_not_reported() -> None:
         assert call("sync", "--dry-run", env=env).code == 0
         assert (service.received, Path("linq.prom").exists()) == ([], False)
         assert call("sync", env=env).code == 0
-    assert "/ping" in service.targets
+    assert {"/ping", "/v1/traces", "/v1/metrics"} <= set(service.targets)
     assert Path("linq.prom").exists()
 
 

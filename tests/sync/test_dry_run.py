@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Table, update
 
-from etl.db import leases
+from etl.config import PhoneNumber
+from etl.db import leases, run_log
 from etl.db.engine import database_clock, writing
+from etl.db.run_log import NumberOutcome
 from etl.db.tables import (
     COUNTS,
     metadata,
@@ -19,14 +21,18 @@ from etl.db.tables import (
     sync_run_numbers,
     sync_runs,
 )
+from etl.db.transactions import Transactions
+from etl.sync import writer
+from etl.sync.dry_run import DryWriter
 from etl.sync.run import RunResult
 from etl.sync.shard import Shard
 from tests.support.account import UNLIMITED, Account, number_in
-from tests.support.builders import A, B, Row, Rows, start_run
+from tests.support.builders import NOON, A, B, Row, Rows, start_run
 from tests.support.memory_api import change
 
 OF_RUNS = {sync_runs, number_leases, run_fences}
 SPENT = {"requests", "retries", "throttled"}
+START: dict[str, Any] = {"now": NOON, "lease_seconds": 60}
 READ = {"pages", "chats_seen", "chats_unchanged"}
 
 
@@ -125,8 +131,14 @@ def test_the_runs_row_has_the_sums(account: Account) -> None:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_chat_counts_once_on_a_list_that_moves(account: Account, stored: bool) -> None:
-    """Each page is read after chats moved from its end to the list's head, with other contents."""
+def test_a_chat_counts_once_on_a_list_that_moves(
+    account: Account, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page is read after chats moved from its end to the list's head, with other contents.
+
+    The page is compared before the next one is read.
+    """
+    monkeypatch.setattr(writer, "BATCH", 1)
     if stored:
         account.sync()
         for chat_id in account.listed:
@@ -207,6 +219,26 @@ def test_its_number_is_busy_for_others(account: Account) -> None:
     account.api.changes = [[lambda _: held.extend(account.rows(number_leases))]]
     account.sync(mode="dry-run")
     assert held == [{"phone_number": A, "run_id": 2}]
+
+
+def test_a_number_is_free_once_it_has_ended(account: Account) -> None:
+    """While the dry run goes on with the others."""
+    for number in (A, B):
+        account.sync(number)
+    transactions = Transactions(account.engine, patience=5)
+
+    async def end_one() -> None:
+        run_id = await transactions.write(partial(run_log.start, command="sync", **START))
+        numbers = [PhoneNumber(number) for number in (A, B)]
+        dry = DryWriter(transactions, run_id, lambda: NOON, {})
+        await transactions.write(partial(dry.claim, numbers=numbers, now=NOON))
+        running = asyncio.create_task(dry.run())
+        await dry.put(NumberOutcome(A, "succeeded"))
+        await dry.drain()
+        running.cancel()
+
+    asyncio.run(end_one())
+    assert account.rows(number_leases) == [{"phone_number": B, "run_id": 3}]
 
 
 def test_a_dead_run_holds_nothing_and_stays(account: Account) -> None:
