@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from etl.db.tables import COUNTS, metadata
 from etl.sandbox import Faults, Motion, Sandbox, World, build_world
 from tests.support.builders import A, B
 from tests.support.command import (
     DATA_TABLES,
+    call,
     environment,
     held,
     instant,
@@ -19,6 +21,7 @@ from tests.support.command import (
     stored,
 )
 
+OF_RUNS = {"sync_runs", "number_leases", "run_fences"}
 FAULTS = Faults(server_error=0.06, html=0.06, drop=0.06, cut=0.06, rate_limit=60)
 
 
@@ -242,3 +245,38 @@ def test_only_changed_rows_are_written(tmp_path: Path) -> None:
 
 def _json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
+
+
+def test_a_dry_run_tells_what_a_sync_then_does(database_url: str) -> None:
+    """With chats that two numbers share, one of which is new; it writes nothing, also no rate."""
+    world = build_world(chats_per_number=40)
+    unwritten = [name for name in metadata.tables if name not in OF_RUNS]
+    with Sandbox(world) as sandbox:
+        env = environment(sandbox, database_url, LINQ_ETL_API__PER_PAGE="5")
+        assert call("sync", "--phone-number", A, env=env).code == 0
+        shared = [each for each in world.listing(A) if world.owners(each) == (A, B)]
+        own = [each for each in world.listing(B) if each not in shared]
+        for gone in (shared[0], own[0]):
+            world.delete(gone)
+        for changed in (shared[1], own[1]):
+            world.rename(changed, "Opening night")
+            world.join(changed)
+        world.leave_list(A, shared[2])
+        before = [rows_of(database_url, name) for name in unwritten]
+        sandbox.faults = Faults(rate_limit=8)
+        told = call("sync", "--dry-run", "--json", env=env)
+        assert [rows_of(database_url, name) for name in unwritten] == before
+        sandbox.faults = Faults()
+        done = call("sync", "--json", env=env)
+        world.delete(shared[3])
+        gone_twice = [call("sync", *dry, "--json", env=env) for dry in (["--dry-run"], [])]
+    assert (told.code, done.code) == (0, 0)
+    assert told.data["throttled"] > 0
+    sums = [name for name in COUNTS if name.startswith(("chats_", "handles_"))]
+    assert [told.data[name] for name in sums] == [done.data[name] for name in sums]
+    assert (told.data["chats_removed"], told.data["chats_updated"]) == (1, 1)
+    assert [each.data["chats_removed"] for each in gone_twice] == [1, 1]
+
+
+def rows_of(database_url: str, table: str) -> list[str]:
+    return sorted(map(repr, select(database_url, f"SELECT * FROM {table}")))

@@ -101,6 +101,31 @@ def test_a_killed_run_blocks_nothing(
     assert select(database_url, "SELECT * FROM number_leases") == []
 
 
+def test_a_killed_dry_run_blocks_nothing(
+    sandbox: HoldingSandbox, world: World, database_url: str
+) -> None:
+    """After kill -9 it has a lease and no data; the next sync closes it."""
+    env = short_pages(sandbox, database_url)
+    assert linq_etl("sync", env=short_pages(sandbox, database_url, B)).code == 0
+    execute(
+        database_url,
+        "INSERT INTO phone_numbers (phone_number, first_seen_at) "
+        f"VALUES ('{A}', '2025-06-01 00:00:00.000000')",
+    )
+    before = snapshot(database_url)
+    with running("sync", "--dry-run", env=env) as process:
+        wait_until(sandbox.holding.is_set, process)
+        process.kill()
+        process.wait()
+    assert snapshot(database_url) == before
+    assert select(database_url, "SELECT phone_number FROM number_leases") == [(A,)]
+    sandbox.release()
+    assert linq_etl("sync", env=env).code == 0
+    assert run_statuses(database_url) == ["succeeded", "abandoned", "succeeded"]
+    assert select(database_url, "SELECT * FROM number_leases") == []
+    assert stored(database_url) == held(world)
+
+
 def test_a_stopped_run_whose_lease_expired_writes_no_more(
     sandbox: HoldingSandbox, world: World, database_url: str
 ) -> None:

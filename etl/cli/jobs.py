@@ -33,6 +33,7 @@ from etl.sync.shard import Shard
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from etl.db.tables import Mode
     from etl.sync.context import RunOptions
     from etl.sync.progress import Progress
     from etl.sync.run import RunResult
@@ -127,13 +128,11 @@ class MonitoredJob(Job):
 @quiet_option
 @json_option
 @click.pass_obj
-def sync(  # one per option
+def sync(
     options: GlobalOptions,
+    /,
     chosen: tuple[str, ...],
     quick: bool,
-    prove: bool,
-    require_complete: bool,
-    allow_removals: bool,
     shard: Shard | None,
     join: bool,
     since: timedelta | None,
@@ -142,6 +141,7 @@ def sync(  # one per option
     dry_run: bool,
     quiet: bool,
     as_json: bool,
+    **flags: bool,
 ) -> int:
     """Sync every configured number into the database.
 
@@ -165,23 +165,24 @@ def sync(  # one per option
     config = _with_budget(options.load_config(quiet=quiet), max_requests)
     from etl.sync.context import RunOptions
 
-    if quick and (prove or dry_run):
-        other = "--prove" if prove else "--dry-run"
-        raise ConfigError(f"{other} reads lists in full, --quick does not: use one of the two")
-    if dry_run and join:
-        raise ConfigError("--dry-run cannot --join: joined runs read in the database who is done")
     run_options = RunOptions(
         chosen_numbers(config, chosen),
-        mode="quick" if quick else "dry-run" if dry_run else "full",
+        mode=_mode(quick=quick, dry_run=dry_run, prove=flags["prove"]),
         all_reached=config.sync.all_phone_numbers and not chosen,
-        prove=prove,
-        require_complete=require_complete,
-        allow_removals=allow_removals,
         shard=shard,
-        since=_shared_since(shard, join=join, since=since),
+        since=_shared_since(shard, join=join, since=since, dry_run=dry_run),
+        **flags,  # type: ignore[arg-type]  # each is a field of the same name
     )
     share = rate_share or (1 / shard.count if shard else 1.0)
     return _run(options, config, run_options, share=share, quiet=quiet, as_json=as_json)
+
+
+def _mode(*, quick: bool, dry_run: bool, prove: bool) -> "Mode":
+    """How lists are read. Raises ConfigError if the options contradict each other."""
+    if quick and (prove or dry_run):
+        other = "--prove" if prove else "--dry-run"
+        raise ConfigError(f"{other} reads lists in full, --quick does not: use one of the two")
+    return "quick" if quick else "dry-run" if dry_run else "full"
 
 
 def _with_budget(config: Config, max_requests: int | None) -> Config:
@@ -191,7 +192,9 @@ def _with_budget(config: Config, max_requests: int | None) -> Config:
     return replace(config, sync=structs.replace(config.sync, max_requests=max_requests))
 
 
-def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -> timedelta | None:
+def _shared_since(
+    shard: Shard | None, *, join: bool, since: timedelta | None, dry_run: bool
+) -> timedelta | None:
     """How long ago a number may have been finished; None if the run shares none.
 
     Raises ConfigError if the options contradict each other.
@@ -200,6 +203,8 @@ def _shared_since(shard: Shard | None, *, join: bool, since: timedelta | None) -
         raise ConfigError("--since needs --join: only joined runs leave out what is finished")
     if shard and join:
         raise ConfigError("--shard divides the numbers, --join shares them: use one of the two")
+    if dry_run and join:
+        raise ConfigError("--dry-run cannot --join: joined runs find in the database who is done")
     return _SINCE if join and since is None else since
 
 

@@ -23,6 +23,7 @@ from tests.support.command import (
     running,
     select,
 )
+from tests.support.receiver import Receiver
 
 # Output
 
@@ -201,6 +202,59 @@ def test_an_unknown_schema_is_left_alone() -> None:
     ]
 
 
+# sync --dry-run
+
+
+def test_a_dry_run_creates_no_database() -> None:
+    """Exit code 6 and the commands to run; auto_upgrade does not apply to it."""
+    env = environment(CLOSED_PORT, "sqlite:///linq.db")
+    missing = call("sync", "--dry-run", env=env)
+    assert (missing.code, missing.stdout) == (6, "")
+    assert "`linq-etl db upgrade` for an empty database" in missing.stderr
+    assert not Path("linq.db").exists()
+    execute("sqlite:///linq.db", "CREATE TABLE theirs (id INTEGER)")
+    empty = call("sync", "--dry-run", env=env)
+    assert (empty.code, "run `linq-etl db upgrade`" in empty.stderr) == (6, True)
+    assert select("sqlite:///linq.db", "SELECT name FROM sqlite_schema") == [("theirs",)]
+
+
+def test_a_dry_run_says_that_it_wrote_nothing() -> None:
+    """In its summary and in the run log, whose list then has a column for the mode."""
+    with Sandbox(build_world(chats_per_number=5)) as sandbox:
+        env = environment(sandbox, "sqlite:///linq.db")
+        assert call("db", "upgrade", env=env).code == 0
+        told = call("sync", "--dry-run", env=env)
+    would = "2 numbers, {}would insert 10, update 0, remove 0, {}3 requests, "
+    name = "Run 1 (dry run, no data was written): "
+    assert name + would.format("10 chats, ", "lists consistent, ") in told.stderr
+    assert (told.code, " mode=dry-run status=succeeded " in told.stderr) == (0, True)
+    assert select("sqlite:///linq.db", "SELECT * FROM phone_numbers") == []
+    head, row = call("runs", env=env).stdout.splitlines()
+    assert (head.split()[:3], row.split()[:3]) == (
+        ["id", "mode", "status"],
+        ["1", "dry-run", "succeeded"],
+    )
+    assert (name + would.format("", "")) in call("runs", "1", env=env).stdout
+    assert call("runs", "--json", env=env).data[0]["mode"] == "dry-run"
+
+
+def test_a_dry_run_is_not_reported() -> None:
+    """No ping, no metrics file and no telemetry: they would tell of a sync."""
+    with Receiver() as service, Sandbox(build_world(chats_per_number=5)) as sandbox:
+        monitoring = {
+            "LINQ_ETL_MONITORING__PING_URL": f"{service.url}/ping",
+            "LINQ_ETL_MONITORING__METRICS_FILE": "linq.prom",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": service.url,
+        }
+        env = environment(sandbox, "sqlite:///linq.db", **monitoring)
+        assert call("db", "upgrade", env=env).code == 0
+        assert call("sync", "--dry-run", env=env).code == 0
+        assert (service.received, Path("linq.prom").exists()) == ([], False)
+        assert call("sync", env=env).code == 0
+    assert {"/ping", "/v1/traces", "/v1/metrics"} <= set(service.targets)
+    assert Path("linq.prom").exists()
+
+
 # sync by several machines
 
 
@@ -208,6 +262,7 @@ def test_an_unknown_schema_is_left_alone() -> None:
     ("arguments", "says"),
     [
         (["--since", "1h"], "--since needs --join"),
+        (["--dry-run", "--join"], "--dry-run cannot --join: joined runs"),
         (["--join", "--shard", "0/2"], "--shard divides the numbers, --join shares them"),
         (["--join", "--since", "1"], "'1' is not a time span"),
         (["--shard", "2/2"], "There is no shard 2 of 2"),

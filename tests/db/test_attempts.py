@@ -77,10 +77,12 @@ def test_numbers_in_the_order_in_which_they_came(log: Engine) -> None:
 
 
 def test_the_last_run_of_each_command(log: Engine) -> None:
-    """Runs in progress do not count."""
+    """Neither runs in progress nor dry runs count."""
+    dry = {"mode": "dry-run", "started_at": minute(8), "finished_at": minute(9)}
     with writing(log) as connection:
+        connection.execute(insert(sync_runs), {"id": 4, **RUN, **dry})
         connection.execute(
-            insert(sync_runs), {"id": 4, **RUN, "status": "running", "started_at": minute(9)}
+            insert(sync_runs), {"id": 5, **RUN, "status": "running", "started_at": minute(9)}
         )
     with reading(log) as connection:
         assert [(run["command"], run["id"]) for run in last_runs(connection)] == [("sync", 3)]

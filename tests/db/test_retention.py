@@ -128,6 +128,13 @@ def test_an_old_run_goes_with_all_its_rows(engine: Engine, rows: Rows) -> None:
     }
 
 
+def test_an_old_dry_run_goes(engine: Engine, rows: Rows) -> None:
+    """No later run reads anything of it."""
+    log_run(engine, 1, {}, mode="dry-run", numbers_total=2)
+    assert counts_of(prune(engine)) == (1, 0, 0, 0)
+    assert runs_in(rows) == []
+
+
 def test_the_data_stay(engine: Engine, rows: Rows) -> None:
     """Every row of every other table."""
     with writing(engine) as connection:

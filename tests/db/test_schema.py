@@ -40,7 +40,7 @@ CONTRACT = {
     "first_seen_at changed_at removed_at",
     "chat_phone_numbers": "phone_number chat_id first_seen_at removed_at",
     "phone_numbers": "phone_number label first_seen_at",
-    "sync_runs": "id command status started_at finished_at version host numbers_total "
+    "sync_runs": "id command mode status started_at finished_at version host numbers_total "
     "numbers_failed requests retries throttled pages chats_seen chats_inserted chats_updated "
     "chats_unchanged chats_removed handles_inserted handles_updated handles_removed rejected "
     "error_kind error_detail",
@@ -167,6 +167,14 @@ def test_every_later_migration_keeps_the_rows_of_the_baseline(built: Engine) -> 
         move()
         assert [values(built, query) for query in queries] == [[(1,)]] * len(CONTRACT)
     assert schema.differences(built) is None
+
+
+def test_runs_of_before_were_full(built: Engine) -> None:
+    """They read what they were asked for and wrote it."""
+    add_a_row_to_every_table(built)
+    schema.downgrade(built, "0011_last_attempt")
+    schema.upgrade(built)
+    assert values(built, "SELECT mode FROM sync_runs") == [("full",)]
 
 
 @pytest.mark.parametrize("revision", ["nowhere", "0001", "-9", "+1", "", "base:head"])
@@ -412,6 +420,7 @@ def test_every_table_and_column_has_a_comment(table: Table) -> None:
 @pytest.mark.parametrize(
     ("column", "values"),
     [
+        (tables.sync_runs.c.mode, tables.Mode),
         (tables.sync_runs.c.status, tables.Status),
         (tables.sync_run_numbers.c.completeness, tables.Completeness),
         (tables.chat_events.c.kind, tables.EventKind),

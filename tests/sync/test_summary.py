@@ -83,6 +83,15 @@ def record(*numbers: Row, **fields: Any) -> Row:
             "13 requests, 1.9 s",
         ),
         (
+            record(number(1), mode="dry-run"),
+            "1 number, 400 chats, would insert 1, update 17, remove 2, list consistent, "
+            "13 requests, 1.9 s",
+        ),
+        (
+            record(mode="dry-run", status="partial", numbers_total=3, numbers_failed=1),
+            "1 of 3 numbers failed; would insert 1, update 17, remove 2, 13 requests, 1.9 s",
+        ),
+        (
             record(status="failed", error_detail=REFUSED),
             "failed: The API refused the request (HTTP 404, code not_found); 0 numbers, 0 chats, "
             f"{CHANGED}, 13 requests, 1.9 s",
@@ -91,7 +100,8 @@ def record(*numbers: Row, **fields: Any) -> Row:
 )
 def test_a_run_in_one_sentence(run: Row, sentence: str) -> None:
     """What went wrong comes first, then what was read, how completely, and what it cost."""
-    assert summary(run) == f"Run 42: {sentence}"
+    of_dry_run = " (dry run, no data was written)" if "mode" in run else ""
+    assert summary(run) == f"Run 42{of_dry_run}: {sentence}"
 
 
 def test_errors_are_grouped_by_cause() -> None:

@@ -77,12 +77,12 @@ def count_pages(
     """
     counts: Counts = {page.phone_number: Counter() for page in pages}
     observations = latest_observations(pages)
-    for chat_id in unwritten.counted(observations):
+    for chat_id in unwritten.changed(observations):
         del observations[chat_id]
     new, changed = split_new_and_changed(connection, observations)
     diffs = [diff(None, each, UNWATCHED) for each in new]
     for some in chain([diffs], _diffs_of_changed(connection, changed, now)):
-        unwritten.add_counted(
+        unwritten.add_changed(
             each.observation.chat.id for each in some if _count_diff(counts, each)
         )
     for phone_number, gained in gained_memberships(connection, pages, now):

@@ -76,8 +76,8 @@ def count_removals(connection: Connection, removals: Removals, unwritten: Unwrit
         rows = connection.execute(select(_links.c.phone_number, _links.c.chat_id).where(*listing))
         listed = {(row[0], row[1]): True for row in rows} | unwritten.memberships(chat_ids)
         others = {chat_id for (_, chat_id), is_listed in listed.items() if is_listed}
-        stored = connection.execute(select(chats.c.id).where(*present)).scalars()
-        removed += sum(chat_id not in others for chat_id in stored)
+        stored = {*connection.execute(select(chats.c.id).where(*present)).scalars()}
+        removed += unwritten.add_removed((stored | unwritten.changed(chat_ids)) - others)
     return removed
 
 

@@ -11,7 +11,8 @@ from etl.db.store.batch import ObservedPage
 
 _SCHEMA = """
 PRAGMA cache_size = -4096;
-CREATE TABLE counted (chat_id INTEGER PRIMARY KEY);
+CREATE TABLE changed (chat_id INTEGER PRIMARY KEY);
+CREATE TABLE removed (chat_id INTEGER PRIMARY KEY);
 CREATE TABLE memberships (
     chat_id INTEGER, phone_number TEXT, is_listed INTEGER, PRIMARY KEY (chat_id, phone_number)
 ) WITHOUT ROWID;
@@ -26,7 +27,7 @@ ON CONFLICT DO UPDATE SET is_listed = excluded.is_listed
 
 
 class Unwritten:
-    """Chats that are counted, memberships that would be gained or lost, and rejected records.
+    """Chats that are counted as changed or removed, memberships gained or lost, rejected records.
 
     What a batch adds is kept by `keep`, or dropped by `discard` if the batch is read again.
     """
@@ -49,15 +50,20 @@ class Unwritten:
         """Drop what was added since the last `keep`."""
         self._database.rollback()
 
-    def add_counted(self, chat_ids: Iterable[int]) -> None:
-        """Note chats whose changes are counted."""
-        query = "INSERT OR IGNORE INTO counted SELECT value FROM json_each(?)"
+    def add_changed(self, chat_ids: Iterable[int]) -> None:
+        """Note chats that are counted as new or changed."""
+        query = "INSERT OR IGNORE INTO changed SELECT value FROM json_each(?)"
         self._database.execute(query, (_json(chat_ids),))
 
-    def counted(self, chat_ids: Iterable[int]) -> set[int]:
-        """Those of the chats whose changes are counted."""
-        query = "SELECT chat_id FROM counted JOIN json_each(?) ON chat_id = value"
+    def changed(self, chat_ids: Iterable[int]) -> set[int]:
+        """Those of the chats that are counted as new or changed."""
+        query = "SELECT chat_id FROM changed JOIN json_each(?) ON chat_id = value"
         return {row[0] for row in self._database.execute(query, (_json(chat_ids),))}
+
+    def add_removed(self, chat_ids: Iterable[int]) -> int:
+        """Note chats that are removed; return how many are counted for the first time."""
+        query = "INSERT OR IGNORE INTO removed SELECT value FROM json_each(?)"
+        return self._database.execute(query, (_json(chat_ids),)).rowcount
 
     def set_listed(self, phone_number: str, chat_ids: Iterable[int], *, is_listed: bool) -> None:
         """Note that the number would list the chats from now on, or would not."""
