@@ -154,17 +154,15 @@ def sync(
 
     \b
     Examples:
-      linq-etl sync
-      linq-etl sync --phone-number +13343284472 --json
       linq-etl sync --quick
       linq-etl sync --prove --require-complete --max-requests 2000
-      linq-etl sync --dry-run --json
+      linq-etl sync --dry-run --phone-number +13343284472 --json
       linq-etl sync --shard 0/4
       linq-etl sync --join --since 30m --rate-share 1/8
     """
-    config = _with_budget(options.load_config(quiet=quiet), max_requests)
     from etl.sync.context import RunOptions
 
+    config = _with_budget(options.load_config(quiet=quiet), max_requests)
     run_options = RunOptions(
         chosen_numbers(config, chosen),
         mode=_mode(quick=quick, dry_run=dry_run, prove=flags["prove"]),

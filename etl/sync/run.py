@@ -113,8 +113,8 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     clock = await transactions.read(read_clock)
     lease_seconds, is_dry_run = config.sync.lease_seconds, options.is_dry_run
     lease_keeper = LeaseKeeper(transactions, clock, lease_seconds, closes_others=not is_dry_run)
-    now = clock()
-    run_id = await transactions.write(lambda c: _start(c, config, options, now))
+    start = partial(_start, config=config, options=options, now=clock())
+    run_id = await transactions.write(start)
     transactions.run_id = run_id
     create = DryWriter if is_dry_run else Writer
     writer = create(transactions, run_id, clock, client.usage, config.sync.quick_recall)
@@ -126,8 +126,7 @@ async def _sync(  # noqa: PLR0913  # those of `sync`
     context = RunContext(
         config, transactions, client, writer, turns, reach, progress, run_id, clock, Room()
     )
-    shared = _shared_list(context, lease_keeper, options, begun)
-    run = _Run(context, options, lease_keeper, shared)
+    run = _Run(context, options, lease_keeper, _shared_list(context, lease_keeper, options, begun))
     try:
         await run.run()
     except asyncio.CancelledError:

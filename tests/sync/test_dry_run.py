@@ -106,7 +106,8 @@ def test_a_sync_right_after_has_the_same_counts(account: Account, first: str) ->
 def test_a_number_has_the_columns_of_its_entry(account: Account) -> None:
     """The same as in a sync, but nowhere in the database."""
     told, done = try_out(account), account.sync()
-    times = {"run_id", "finished_at"}
+    learned = {"quick_hits", "quick_misses", "quick_recall_lower"}
+    times = {"run_id", "finished_at"} | learned
     numbers = [number_in(each) for each in (told, done)]
     first, second = ({k: v for k, v in each.items() if k not in times} for each in numbers)
     assert first == second
@@ -230,7 +231,7 @@ def test_a_number_is_free_once_it_has_ended(account: Account) -> None:
     async def end_one() -> None:
         run_id = await transactions.write(partial(run_log.start, command="sync", **START))
         numbers = [PhoneNumber(number) for number in (A, B)]
-        dry = DryWriter(transactions, run_id, lambda: NOON, {})
+        dry = DryWriter(transactions, run_id, lambda: NOON, {}, least_recall=0.99)
         await transactions.write(partial(dry.claim, numbers=numbers, now=NOON))
         running = asyncio.create_task(dry.run())
         await dry.put(NumberOutcome(A, "succeeded"))

@@ -23,7 +23,7 @@ from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import Part
 from etl.db.store.pages import ChangesByPlace
 from etl.db.tables import CHANGE_KINDS, ChangeKind
-from etl.sync.quick.recall import judge
+from etl.sync.quick.recall import Judgement, judge
 
 # A shorter list takes no more requests in full than by a quick reading.
 MIN_PAGES: Final = 3
@@ -102,13 +102,36 @@ def learn(
     caught = _caught(changes, known.caught if known else {})
     if not reading.is_full:
         if known:
-            list_orders.write_list(connection, number, _after_quick(known, run_id, reading, caught))
+            after = _after_quick(known, run_id, reading, caught)
+            list_orders.write_list(connection, number, after)
         return {}
-    if walk := _walk(run_id, reading, changes, caught, ruled=not (known and known.partial_runs)):
+    walk = _walk(run_id, reading, changes, caught, ruled=not (known and known.partial_runs))
+    if walk:
         list_orders.add_walk(connection, number, walk)
-    walks = list_orders.last_walks(connection, number)
+    judgement = _judge(connection, number, least)
+    list_orders.write_list(connection, number, _after_walk(run_id, reading, judgement))
+    if walk:
+        list_orders.publish(connection, run_id, number, judgement.recalls)
+    messages = judgement.recalls["messages"]
+    return {
+        "quick_hits": messages.found.hits,
+        "quick_misses": messages.found.misses,
+        "quick_recall_lower": messages.lower_bound,
+    }
+
+
+def _judge(connection: Connection, phone_number: str, least: float) -> Judgement:
+    """Judge by the walks, and delete those that no judgement needs any more."""
+    walks = list_orders.last_walks(connection, phone_number)
     judgement = judge(walks, least)
-    learned = KnownList(
+    if len(walks) > judgement.needed:
+        oldest = walks[judgement.needed - 1].run_id
+        list_orders.drop_walks_before(connection, phone_number, oldest)
+    return judgement
+
+
+def _after_walk(run_id: int, reading: Reading, judgement: Judgement) -> KnownList:
+    return KnownList(
         judgement.order,
         judgement.quick_off,
         fresh_as_of=reading.began_at,
@@ -118,18 +141,6 @@ def learn(
         per_page=reading.per_page,
         head_read_at=reading.head_read_at,
     )
-    list_orders.write_list(connection, number, learned)
-    if walk:
-        list_orders.publish(connection, run_id, number, judgement.recalls)
-        if len(walks) > judgement.needed:
-            oldest = walks[judgement.needed - 1].run_id
-            list_orders.drop_walks_before(connection, number, oldest)
-    messages = judgement.recalls["messages"]
-    return {
-        "quick_hits": messages.found.hits,
-        "quick_misses": messages.found.misses,
-        "quick_recall_lower": messages.lower_bound,
-    }
 
 
 def _after_quick(known: KnownList, run_id: int, reading: Reading, caught: FoundByKind) -> KnownList:
