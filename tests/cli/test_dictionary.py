@@ -242,7 +242,7 @@ def test_datasette_shows_the_database(synced: Synced, tmp_path: Path) -> None:
             page = html.unescape(pages[table.name])
             assert str(table.comment) in page, table.name
             for column in table.columns:
-                assert f'data-column-description="{column.comment}"' in page, column
+                assert f"<dt>{column.name}</dt><dd>{column.comment}</dd>" in page, column
     rows = {
         name: re.search(r'<tbody>.*?<a href="(/linq/[^"]+)"', page, re.DOTALL)
         for name, page in pages.items()
