@@ -136,23 +136,13 @@ def _exit_codes() -> Iterator[str]:
     yield "| code | error kind | what to do |"
     yield "|---|---|---|"
     yield "| 0 | | Nothing: all done. |"
-    for error in _error_classes(errors.EtlError):
-        yield f"| {_code(error)} | `{error.kind}` | {_first_sentence(error.__doc__ or '')} |"
+    for error in errors.classes():
+        yield f"| {_code(error)} | `{error.kind}` | {errors.advice(error)} |"
     yield "| 3 | | Look at `linq-etl runs`: some numbers failed, or something was held back. |"
-
-
-def _error_classes(base: type[errors.EtlError]) -> Iterator[type[errors.EtlError]]:
-    yield base
-    for child in base.__subclasses__():
-        yield from _error_classes(child)
 
 
 def _code(error: type[errors.EtlError]) -> str:
     return "130, 143" if error is errors.RunInterruptedError else str(error.exit_code)
-
-
-def _first_sentence(doc: str) -> str:
-    return " ".join(doc.split("\n\n", maxsplit=1)[0].split())
 
 
 # Configuration

@@ -111,7 +111,8 @@ def sandbox(port: int, chats: int, seed: int, order: "Order", **rates: Any) -> N
 def demo(options: GlobalOptions) -> None:
     """Run two syncs of a sandbox and query the result.
 
-    It needs no token, and leaves linq-demo.db in this folder, replacing an older one.
+    It needs no token, and leaves linq-demo.db in this folder, replacing an older one, and
+    linq-demo.html, its report, if the extra linq-etl[report] is installed.
 
     \b
     Example:
