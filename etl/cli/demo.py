@@ -72,7 +72,7 @@ async def run_demo(path: Path) -> None:
         finally:
             engine.dispose()
     console.print(f"\nLook around: [bold]sqlite3 {path}[/bold] (tables: docs/tables.md)")
-    console.print(f"The same as a page: {page}")
+    console.print(f"The same as a page: {page}", markup=False)
     console.print("Your own numbers: README.md")
 
 
@@ -110,11 +110,11 @@ def _let_a_day_pass(world: World) -> None:
 
 
 def _write_page(engine: Engine, path: Path) -> str:
-    """Write the report; return where it is, or how to get it."""
+    """Write the report; return where it is, or what it needs."""
     try:
         read_page = page_reader()
     except ConfigError:
-        return "linq-etl report, with pip install 'linq-etl[report]'"
+        return "not written; pip install 'linq-etl[report]'"
     with reading(engine) as connection:
         write_page(path, read_page(connection, _DAYS, _NUMBERS))
     return str(path)

@@ -115,5 +115,5 @@ def write_page(path: Path, page: "Page") -> None:
     from etl.monitoring.whole_file import problem_of, write_whole
 
     if problem := problem_of(path):
-        raise ConfigError(f"--output: {path} cannot be written: {problem}.")
+        raise ConfigError(f"{path} cannot be written: {problem}.")
     write_whole(path, page.render().encode(), 0o600)

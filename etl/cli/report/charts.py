@@ -1,6 +1,7 @@
 """Bars per day as SVG that takes its colours from the page and loads nothing."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from xml.etree import ElementTree
@@ -8,7 +9,12 @@ from xml.etree.ElementTree import Element
 
 import pygal
 from markupsafe import Markup
+from pygal.etree import etree
 from pygal.style import Style
+
+# pygal leaves a finder of modules behind, of which Python warns at each later import.
+sys.meta_path[:] = [each for each in sys.meta_path if type(each).__module__ != pygal.__name__]
+etree.to_etree()  # where lxml is installed, pygal would use its elements
 
 _WIDTH, _HEIGHT = 480, 190
 _SVG = "http://www.w3.org/2000/svg"  # a name that nothing is loaded from

@@ -94,7 +94,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"moment": _moment, "grouped": _grouped}
+        environment.filters |= {"moment": _moment, "grouped": _grouped, "marked": _marked}
         return environment.get_template("page.html").render(page=self, figures=self._figures)
 
     # Can I trust it?
@@ -118,7 +118,7 @@ class Page:
         row, state = number.row, number.state
         return (
             self._name(row["phone_number"]),
-            f"{GLYPHS[state.level]} {state.words.partition(':')[0]}",
+            f"{GLYPHS[state.level]} {state.short}",
             f"{duration(row['age'].total_seconds())} ago" if row["age"] is not None else "never",
             row["completeness"],
             row["total_count"],
@@ -322,3 +322,12 @@ def _moment(moment: datetime) -> str:
 
 def _grouped(number: int) -> str:
     return f"{number:,}"
+
+
+def _marked(text: object) -> object:
+    """A sentence with the commands in it, between backticks, as code."""
+    if not isinstance(text, str) or isinstance(text, Markup):
+        return text
+    code = Markup("<code>{}</code>")
+    parts = enumerate(text.split("`"))
+    return Markup("").join(code.format(part) if index % 2 else part for index, part in parts)

@@ -22,6 +22,10 @@ class State:
     advice: str
     applies: Callable[[Row], bool]
 
+    @property
+    def short(self) -> str:
+        return self.words.partition(":")[0]
+
 
 # The first one that applies is a number's state.
 STATES: Final = (
@@ -104,7 +108,7 @@ def verdict(numbers: Sequence[Judged], *, runs: int) -> Verdict:
     found = f"{good} of {total} {'is' if good == 1 else 'are'} {_GOOD.words}"
     if not problems:
         return Verdict("good", "Yes.", f"{found}: read to the end within the last day.", ())
-    why = "; ".join(f"{count} {state.words}" for state, count in problems)
+    why = "; ".join(f"{count} {state.short}" for state, count in problems)
     if good:
         return Verdict("warn", "In part.", f"{found}; {why}.", problems)
     return Verdict("bad", "No.", f"{found}; {why}.", problems)
