@@ -81,7 +81,7 @@ def report(options: GlobalOptions, days: int, output: str) -> None:
     \b
     Examples:
       linq-etl report
-      linq-etl report --days 90 --output /srv/www/linq.html
+      linq-etl report --days 90 --output linq.html
     """
     config = options.load_config(offline=True)
     from etl.db.engine import reading
