@@ -27,7 +27,7 @@ from etl.db.tables import (
 from etl.errors import BusyError
 
 ENTRIES: Final = 500_000  # of the run log, which a disk reads within seconds
-WEEK: Final = 7  # days for which daily_numbers, a slow view, is read
+WEEK: Final = 7  # days of daily_numbers, which reads every participant of chats that changed
 _EXAMPLES: Final = 10  # rows of a list that says what went wrong
 
 
@@ -53,7 +53,7 @@ class Figures:
     - `runs`: by day, an index of `days`, and by status, with the sums of their counts.
     - `messages`: messages_per_day_total. `events`: by kind.
     - Per number: `numbers` (number_status, with what its last good run rejected), `busiest`
-      (messages, most first), `week` (daily_numbers), `costliest` (requests, most first).
+      (daily_numbers of the last WEEK days, most messages first), `costliest` (requests).
     - `problems`: by kind of error, the last one as an example. `rejected`: by reason.
       `bad_runs`: the newest ones that did not succeed.
     """
@@ -66,7 +66,6 @@ class Figures:
     runs: Sequence[Record]
     messages: Sequence[Record]
     busiest: Sequence[Record]
-    week: Sequence[Record]
     events: Sequence[Record]
     costliest: Sequence[Record]
     problems: Sequence[Record]
@@ -87,8 +86,7 @@ def read_figures(connection: Connection, days: int, *, now: datetime | None = No
         scope=scope,
         runs=_rows(connection, _runs(period)),
         messages=_rows(connection, _messages(period[0])),
-        busiest=_rows(connection, _busiest(period[0])),
-        week=_rows(connection, _week(period[-WEEK:][0])),
+        busiest=_rows(connection, _busiest(period[-WEEK:][0])),
         events=_rows(connection, _events(period[0])),
         costliest=_rows(connection, _costliest(scope)),
         problems=_problems(connection, scope),
@@ -189,34 +187,21 @@ def _messages(first_day: date) -> Select[Any]:
 
 
 def _busiest(first_day: date) -> Select[Any]:
-    view = views.tables["messages_per_day"].c
-    messages = func.sum(view.messages)
-    return (
-        select(
-            view.phone_number,
-            messages.label("messages"),
-            func.count().label("days"),
-            func.max(view.messages).label("most"),
-        )
-        .where(view.day >= first_day)
-        .group_by(view.phone_number)
-        .order_by(messages.desc(), view.phone_number)
-    )
-
-
-def _week(first_day: date) -> Select[Any]:
     view = views.tables["daily_numbers"].c
+    messages = func.sum(view.messages)
     above = case((view.messages > view.advised_messages, 1), else_=0)
     return (
         select(
             view.phone_number,
-            func.sum(view.new_chats).label("new_chats"),
+            messages.label("messages"),
+            func.max(view.messages).label("most_messages"),
             func.max(view.people).label("most_people"),
+            func.sum(view.new_chats).label("new_chats"),
             func.sum(above).label("days_above_advice"),
         )
         .where(view.day >= first_day)
         .group_by(view.phone_number)
-        .order_by(view.phone_number)
+        .order_by(messages.desc(), view.phone_number)
     )
 
 

@@ -15,7 +15,7 @@ from etl.cli.output import Row
 from etl.cli.report.charts import bars
 from etl.cli.report.verdict import GLYPHS, Judged, judged, verdict
 from etl.config import PhoneNumber
-from etl.db.report import Figures
+from etl.db.report import WEEK, Figures
 from etl.db.tables import is_internal
 from etl.errors import advice_by_kind
 from etl.phone import shortened
@@ -178,19 +178,20 @@ class Page:
         return self._chart("Chats written per day", series)
 
     @property
+    def week(self) -> int:
+        """Days of the table below."""
+        return min(WEEK, len(self._figures.days))
+
+    @property
     def busiest(self) -> Table:
-        week = {row["phone_number"]: row for row in self._figures.week}
-        blank = {"new_chats": 0, "most_people": 0}
-        gains = ("messages", "days with messages", "most on a day")
-        head = ("number", *gains, "new chats, 7 days", "most people on a day, 7 days")
+        names = ("messages", "most_messages", "most_people", "new_chats")
+        head = ("number", "messages", "most on a day", "most people on a day", "new chats")
 
         def cells(row: Row) -> Sequence[Any]:
-            recent = week.get(row["phone_number"], blank)
-            gained = (row["messages"], row["days"], row["most"])
-            name = self._name(row["phone_number"])
-            return (name, *gained, recent["new_chats"], recent["most_people"])
+            return (self._name(row["phone_number"]), *(row[name] for name in names))
 
-        return self._table(head, map(cells, self._figures.busiest), "")
+        gained = [row for row in self._figures.busiest if row["messages"]]
+        return self._table(head, map(cells, gained), "")
 
     @property
     def events(self) -> list[tuple[str, int]]:
@@ -200,7 +201,7 @@ class Page:
 
     @property
     def days_above_advice(self) -> int:
-        return sum(row["days_above_advice"] for row in self._figures.week)
+        return sum(row["days_above_advice"] for row in self._figures.busiest)
 
     # What did it cost?
 
