@@ -104,8 +104,7 @@ def test_the_page_on_stdout(synced: Synced) -> None:
 
 def test_no_person_is_on_the_page(synced: Synced) -> None:
     """No name of a chat, no participant, no full number."""
-    page = call("report", "--output", "-", env=synced.env).stdout
-    text = page.partition(QUESTIONS[-1])[0]  # The dictionary has a number as an example.
+    text = call("report", "--output", "-", env=synced.env).stdout
     names = select(synced.url, "SELECT DISTINCT display_name FROM chats")
     people = select(synced.url, "SELECT DISTINCT phone_number FROM chat_handles")
     private = {str(value) for (value,) in names + people if value} | {A, B, A[1:], B[1:]}
@@ -214,6 +213,17 @@ def test_hostile_labels_stay_text(engine: Engine) -> None:
     assert {"src", "href", "onerror", "style"}.isdisjoint(name for name, _ in page.attributes)
     addresses = {value for _, value in page.attributes if "//" in value}
     assert addresses == {"http://www.w3.org/2000/svg"}
+
+
+@only_sqlite
+def test_errors_are_text_and_name_no_number(engine: Engine) -> None:
+    """Commands in them are code; a phone number is shortened."""
+    fill(engine, NOW, numbers=1, days=2)
+    error = {"error_detail": f"<b>no</b> list for {A}. See `linq-etl check`."}
+    with writing(engine) as connection:
+        connection.execute(update(sync_run_numbers).values(error))
+    html = page_of(engine)
+    assert "&lt;b&gt;no&lt;/b&gt; list for …4472. See <code>linq-etl check</code>." in html
 
 
 @only_sqlite

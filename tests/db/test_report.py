@@ -1,14 +1,18 @@
 """The figures of `report`: each is what one reads in the tables and views."""
 
+import os
+import shutil
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, insert
 
 from etl.db import report
-from etl.db.engine import reading, writing
+from etl.db.engine import open_engine, reading, writing
 from etl.db.report import Figures, Scope, read_figures
 from etl.db.tables import (
     COUNTS,
@@ -20,6 +24,7 @@ from etl.db.tables import (
     sync_runs,
     views,
 )
+from etl.errors import DatabaseError
 from tests.support.builders import Row, Rows
 from tests.support.report_rows import fill, number
 
@@ -197,6 +202,26 @@ def test_an_empty_database(engine: Engine) -> None:
     for name in ("numbers", "runs", "messages", "busiest", "events", "costliest"):
         assert getattr(found, name) == []
     assert (found.problems, found.rejected, found.bad_runs) == ([], [], [])
+
+
+def test_a_read_only_file(migrated_file: Path) -> None:
+    """It is read, by a process that may not write it, even as root."""
+    user = os.geteuid()
+    with TemporaryDirectory() as folder:  # pytest's folders are closed to other users
+        Path(folder).chmod(0o777)
+        file = Path(folder, "linq.db")
+        shutil.copy(migrated_file, file)
+        file.chmod(0o444)
+        engine = open_engine(f"sqlite:///{file}")
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            assert figures(engine).since["runs"] == 0
+            with pytest.raises(DatabaseError), writing(engine) as connection:
+                connection.execute(phone_numbers.delete())
+        finally:
+            os.seteuid(user)
+            engine.dispose()
 
 
 def test_a_period_without_runs(engine: Engine) -> None:

@@ -1,5 +1,6 @@
 """The page: figures -> tables, charts and sentences -> HTML, by a template that escapes."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -29,6 +30,14 @@ _STATUSES: Final = {
     "abandoned": "◆",
     "running": "○",
 }
+_GLYPHS: Final = {
+    **_STATUSES,
+    "new": "+",
+    "changed": "~",
+    "removed": "-",
+    "requests": "→",
+    "of these repeated": "↻",
+}
 _ADVICE: Final[Mapping[str, str]] = {
     "partial": "Look at the reason: part of the data was not read, not stored or not removed.",
     "interrupted": "Nothing, if somebody stopped it. The next run reads the lists again.",
@@ -44,6 +53,7 @@ _EVENTS: Final[Mapping[str, str]] = {
     "removed": "chats removed",
     "restored": "chats restored",
 }
+_NUMBER: Final = re.compile(r"\+\d{7,15}")
 _LABEL_LENGTH: Final = 40
 _ALL_NUMBERS: Final = 250  # rows of the table that has every number
 _TOP: Final = 10  # rows of the others
@@ -152,7 +162,7 @@ class Page:
         good = {
             row["day"] for row in self._figures.runs if row["status"] in {"succeeded", "partial"}
         }
-        days = enumerate(self._figures.days)
+        days = enumerate(self._figures.days[:-1])  # Today is not over.
         return [day for index, day in days if index not in good and first and day >= first.date()]
 
     # What happens on the numbers?
@@ -231,11 +241,8 @@ class Page:
 
     @property
     def runs(self) -> Chart:
-        present = {row["status"] for row in self._figures.runs}
-        series = {
-            status: self._per_day("runs", status) for status in _STATUSES if status in present
-        }
-        return self._chart("Runs per day", series or {"succeeded": self._per_day("runs")})
+        series = {status: self._per_day("runs", status) for status in _STATUSES}
+        return self._chart("Runs per day", series)
 
     @property
     def problems(self) -> Table:
@@ -293,7 +300,7 @@ class Page:
 
     def _chart(self, title: str, series: Mapping[str, Sequence[int]]) -> Chart:
         days = self._figures.days
-        legend = [(_STATUSES.get(name, ""), name) for name in series]
+        legend = [(_GLYPHS.get(name, ""), name) for name in series]
         newest_first = [*zip(days, *series.values(), strict=True)][::-1]
         table = Table(("day", *series), newest_first)
         return Chart(title, bars(title, days, series), legend, table)
@@ -326,9 +333,9 @@ def _grouped(number: int) -> str:
 
 
 def _marked(text: object) -> object:
-    """A sentence with the commands in it, between backticks, as code."""
+    """A sentence with its commands, between backticks, as code, and its phone numbers shortened."""
     if not isinstance(text, str) or isinstance(text, Markup):
         return text
     code = Markup("<code>{}</code>")
-    parts = enumerate(text.split("`"))
+    parts = enumerate(_NUMBER.sub(lambda found: shortened(found[0]), text).split("`"))
     return Markup("").join(code.format(part) if index % 2 else part for index, part in parts)
