@@ -21,12 +21,11 @@ import click
 from msgspec import Meta, Struct
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy import Column, Table
 
 from etl import config, errors
 from etl.api.models import Chat, Page
+from etl.cli.dictionary.markdown import markdown, mermaid
 from etl.cli.main import cli
-from etl.db import tables
 from etl.sync.budget import BoundedFetch
 from etl.sync.seen import ChatIds
 from etl.sync.walk import walk
@@ -137,23 +136,13 @@ def _exit_codes() -> Iterator[str]:
     yield "| code | error kind | what to do |"
     yield "|---|---|---|"
     yield "| 0 | | Nothing: all done. |"
-    for error in _error_classes(errors.EtlError):
-        yield f"| {_code(error)} | `{error.kind}` | {_first_sentence(error.__doc__ or '')} |"
+    for error in errors.classes():
+        yield f"| {_code(error)} | `{error.kind}` | {errors.advice(error)} |"
     yield "| 3 | | Look at `linq-etl runs`: some numbers failed, or something was held back. |"
-
-
-def _error_classes(base: type[errors.EtlError]) -> Iterator[type[errors.EtlError]]:
-    yield base
-    for child in base.__subclasses__():
-        yield from _error_classes(child)
 
 
 def _code(error: type[errors.EtlError]) -> str:
     return "130, 143" if error is errors.RunInterruptedError else str(error.exit_code)
-
-
-def _first_sentence(doc: str) -> str:
-    return " ".join(doc.split("\n\n", maxsplit=1)[0].split())
 
 
 # Configuration
@@ -186,50 +175,11 @@ def _example_configuration() -> Iterator[str]:
 
 # Tables
 
-_REFERENCES = {"chat_id": "chats", "run_id": "sync_runs", "phone_number": "phone_numbers"}
-_PARTICIPANT = ("chat_handles", "phone_number")  # not a configured number
-
-
-def _tables() -> Iterator[str]:
-    for table in (*tables.metadata.tables.values(), *tables.views.tables.values()):
-        kind = " (view)" if table.name in tables.views.tables else ""
-        yield f"\n### {table.name}{kind}\n\n{table.comment}\n"
-        yield "| column | type | |"
-        yield "|---|---|---|"
-        for column in table.columns:
-            key = " (key)" if column.primary_key else ""
-            yield f"| `{column.name}`{key} | {_type(column)} | {column.comment} |"
-
 
 def _entities() -> Iterator[str]:
-    """Keys and references; a dotted line is a reference without a foreign key."""
     yield "```mermaid"
-    yield "erDiagram"
-    for table in tables.metadata.tables.values():
-        for column in table.columns:
-            if target := _target(table, column):
-                line = "--" if column.foreign_keys else ".."
-                yield f"    {target} ||{line}o{{ {table.name} : {column.name}"
-    for table in tables.metadata.tables.values():
-        yield f"    {table.name} {{"
-        for column in table.columns:
-            reference = _target(table, column)
-            if column.primary_key or reference:
-                marks = ["PK"] * column.primary_key + ["FK"] * bool(reference)
-                yield f"        {_type(column)} {column.name} {', '.join(marks)}"
-        yield "    }"
+    yield from mermaid()
     yield "```"
-
-
-def _target(table: Table, column: Column[object]) -> str | None:
-    target = _REFERENCES.get(column.name)
-    return None if target == table.name or (table.name, column.name) == _PARTICIPANT else target
-
-
-def _type(column: Column[object]) -> str:
-    name = type(column.type).__name__
-    names = {"UtcDateTime": "time", "BigInteger": "bigint", "BigKey": "bigint"}
-    return names.get(name, name.lower())
 
 
 # A list that moves
@@ -314,7 +264,7 @@ _BLOCKS: dict[str, Callable[[], Iterable[str]]] = {
     "exit codes": _exit_codes,
     "jump": _jump,
     "settings": _settings,
-    "tables": _tables,
+    "tables": lambda: markdown(level=3),
 }
 
 if __name__ == "__main__":

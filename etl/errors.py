@@ -5,6 +5,7 @@ exit codes is generated from these docstrings. A message says what happened, the
 never holds the token, a full phone number from the API, or text that people wrote.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -100,3 +101,20 @@ class RunInterruptedError(EtlError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("interrupted")
         self.exit_code = 128 + signal_number  # type: ignore[misc]  # 130 for SIGINT, 143 for SIGTERM
+
+
+def advice(error: type[EtlError]) -> str:
+    """What the operator does next, in a sentence."""
+    return " ".join((error.__doc__ or "").partition("\n\n")[0].split())
+
+
+def classes(base: type[EtlError] = EtlError) -> Iterator[type[EtlError]]:
+    """Every class of errors, each before its children."""
+    yield base
+    for child in base.__subclasses__():
+        yield from classes(child)
+
+
+def advice_by_kind() -> dict[str, str]:
+    """The advice for each kind of error; of several classes that of the most general one."""
+    return {each.kind: advice(each) for each in reversed([*classes()])}

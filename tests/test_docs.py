@@ -90,6 +90,13 @@ def test_the_picture_is_up_to_date() -> None:
     assert generate.PICTURE.stat().st_size < 60_000
 
 
+def test_the_picture_of_the_report_is_small() -> None:
+    """People load it with the README."""
+    picture = (ROOT / "docs/report.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 150_000
+
+
 def test_the_demo_prints_whole_queries() -> None:
     """Each can be copied from the terminal as it stands."""
     printed = generate.plain(generate.demo())

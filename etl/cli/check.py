@@ -73,7 +73,7 @@ def _monitoring_findings(config: Config) -> Iterator[Finding]:
     if monitoring.ping_url:
         yield Finding("ping", "the URL is well-formed; nothing was sent to it")
     if monitoring.metrics_file:
-        from etl.monitoring.metrics import problem_of
+        from etl.monitoring.whole_file import problem_of
 
         problem = problem_of(Path(monitoring.metrics_file))
         failed = f"monitoring.metrics_file cannot be written: {problem}"

@@ -10,11 +10,12 @@ from sqlalchemy import Engine, text
 
 from etl.api.client import LinqClient
 from etl.api.pace import Pace
+from etl.cli.explain import page_reader, write_page
 from etl.cli.output import print_lines, print_table, run_lines
 from etl.config import CONFIG_ENV, TOKEN_ENV, Config, PhoneNumber, load_config
 from etl.db import schema
 from etl.db.engine import database_clock, open_engine, reading
-from etl.errors import DatabaseError
+from etl.errors import ConfigError, DatabaseError
 from etl.sandbox import Sandbox, World, build_world
 from etl.sync.context import RunOptions
 from etl.sync.progress import LogProgress
@@ -24,6 +25,7 @@ _NUMBERS: Final = (
     PhoneNumber("+13343284472", "Sales"),
     PhoneNumber("+13125550100", "Support"),
 )
+_DAYS: Final = 7  # of the report
 # Portable SQL in lines of at most 78 characters.
 QUERIES: Final = {
     "What happened since the first sync": """
@@ -66,9 +68,11 @@ async def run_demo(path: Path) -> None:
             console.print("\n[bold]Second sync[/bold], a day later: only changes are written")
             await _sync(config, engine)
             _show_queries(engine, console)
+            page = _write_page(engine, path.with_suffix(".html"))
         finally:
             engine.dispose()
     console.print(f"\nLook around: [bold]sqlite3 {path}[/bold] (tables: docs/tables.md)")
+    console.print(f"The same as a page: {page}", markup=False)
     console.print("Your own numbers: README.md")
 
 
@@ -103,6 +107,17 @@ def _let_a_day_pass(world: World) -> None:
     world.join(sales[30])
     world.leave(support[40])
     world.change_service(support[50], "RCS")
+
+
+def _write_page(engine: Engine, path: Path) -> str:
+    """Write the report; return where it is, or what it needs."""
+    try:
+        read_page = page_reader()
+    except ConfigError:
+        return "not written; pip install 'linq-etl[report]'"
+    with reading(engine) as connection:
+        write_page(path, read_page(connection, _DAYS, _NUMBERS))
+    return str(path)
 
 
 def _show_queries(engine: Engine, console: Console) -> None:

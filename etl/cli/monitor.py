@@ -10,7 +10,7 @@ import click
 
 from etl.cli.context import GlobalOptions, open_run_log
 from etl.config import Api, load_config, load_monitoring
-from etl.errors import ConfigError, EtlError
+from etl.errors import ConfigError, EtlError, advice
 
 if TYPE_CHECKING:
     from etl.api.transport import Transport
@@ -143,5 +143,4 @@ def _sentence(
 
         return summary(record)
     known = _known(error)
-    advice = " ".join((type(known).__doc__ or "").partition("\n\n")[0].split())
-    return f"{command} ended with exit code {code} ({known.kind}). {advice}"
+    return f"{command} ended with exit code {code} ({known.kind}). {advice(type(known))}"

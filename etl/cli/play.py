@@ -141,7 +141,8 @@ def sandbox(
 def demo(options: GlobalOptions) -> None:
     """Run two syncs of a sandbox and query the result.
 
-    It needs no token, and leaves linq-demo.db in this folder, replacing an older one.
+    It needs no token, and leaves linq-demo.db in this folder, replacing an older one, and
+    linq-demo.html, its report, if the extra linq-etl[report] is installed.
 
     \b
     Example:

@@ -3,13 +3,10 @@
 It comes from the database alone, so that every process writes the same file.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Final, get_args
 
 from prometheus_client import Metric
@@ -22,6 +19,7 @@ from etl.config import PhoneNumber
 from etl.db.attempts import last_runs, number_attempts
 from etl.db.run_log import Record
 from etl.db.tables import FULL, Status
+from etl.monitoring.whole_file import write_whole
 from etl.phone import shortened
 
 _NEVER_SYNCED: Final[Record] = dict.fromkeys(
@@ -169,31 +167,7 @@ def unique_names(numbers: Sequence[tuple[str, str | None]]) -> dict[str, str]:
 
 def write_metrics(path: Path, metrics: Metrics) -> None:
     """Replace the file at once, so that no one reads half of it. Raises OSError."""
-    text = generate_latest(metrics)
-    # The collector reads what ends in .prom, so this does not.
-    with NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    ) as new:
-        try:
-            new.write(text)
-            new.flush()
-            os.fchmod(new.fileno(), _MODE)
-            Path(new.name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(new.name).unlink()
-            raise
-
-
-def problem_of(path: Path) -> str | None:
-    """Why the file cannot be written; None if it can be. Writes nothing."""
-    if path.is_dir():
-        return "it is a folder"
-    if not path.parent.is_dir():
-        return "its folder does not exist"
-    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
-        return "its folder may not be written"
-    return None
+    write_whole(path, generate_latest(metrics), _MODE)
 
 
 def _gauge(name: str, text: str, label: str, values: Iterable[tuple[str, float | None]]) -> Metric:

@@ -64,7 +64,7 @@ def test_messages_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("width", ["40", "80", "200"])
 def test_the_demo(width: str) -> None:
-    """It leaves a database, replacing an older one; its queries are whole at any width."""
+    """It leaves a database and a page, replacing older ones; its queries are whole at any width."""
     Path("linq-demo.db").write_text("an older one")
     shown = call("demo", env={"COLUMNS": width})
     assert (shown.code, shown.stderr) == (0, "")
@@ -75,6 +75,7 @@ def test_the_demo(width: str) -> None:
         assert all(len(line) <= 78 for line in query.splitlines())
         assert select("sqlite:///linq-demo.db", query)
     assert select("sqlite:///linq-demo.db", "SELECT status FROM sync_runs") == [("succeeded",)] * 2
+    assert "<strong>Yes.</strong> 2 of 2 numbers" in Path("linq-demo.html").read_text("utf-8")
 
 
 def test_a_demo_that_cannot_replace_an_older_one() -> None:

@@ -16,7 +16,8 @@ from etl.config import PhoneNumber
 from etl.db import run_log
 from etl.db.engine import reading, writing
 from etl.db.run_log import NumberOutcome, RunOutcome
-from etl.monitoring.metrics import problem_of, read_metrics, unique_names, write_metrics
+from etl.monitoring.metrics import read_metrics, unique_names, write_metrics
+from etl.monitoring.whole_file import problem_of
 from etl.sandbox import Sandbox, build_world
 from tests.support.builders import NOON, A, B, minute
 from tests.support.command import (

@@ -3,7 +3,7 @@
 The comments are the data dictionary that analysts read in the database and in the documentation.
 """
 
-from etl.db.tables.base import REVISION, VERSION_TABLE, metadata
+from etl.db.tables.base import REVISION, VERSION_TABLE, is_internal, metadata
 from etl.db.tables.chats import (
     EventKind,
     chat_events,
@@ -55,6 +55,7 @@ __all__ = [
     "chat_phone_numbers",
     "chats",
     "data_dictionary",
+    "is_internal",
     "list_orders",
     "list_walks",
     "metadata",

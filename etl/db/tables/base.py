@@ -1,8 +1,8 @@
 """What all tables share."""
 
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import MetaData
+from sqlalchemy import Column, MetaData, Table
 
 # A later migration can drop only a constraint with a name; SQLite gives none by itself.
 metadata = MetaData(
@@ -25,3 +25,8 @@ VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
 REVISION: Final = "0013_quick"
+
+
+def is_internal(item: Table | Column[Any]) -> bool:
+    """Whether a table or column is for linq-etl alone, as its comment says to analysts."""
+    return (item.comment or "").startswith("Internal:")

@@ -1,0 +1,1 @@
+"""The body of `dictionary`: what the tables mean, in the formats of other programs."""
