@@ -43,6 +43,7 @@ AGE = timedelta(days=90)
 LOG = (sync_runs, sync_run_numbers, rejected_records, quick_recall)
 
 GOOD: Row = {"status": "succeeded", "completeness": "consistent"}
+QUICK: Row = {"status": "succeeded", "completeness": "quick"}
 PARTIAL: Row = {"status": "partial", "completeness": "unproved"}
 UNREAD: Row = {"status": "partial", "completeness": None}
 FAILED: Row = {"status": "failed", "error_kind": "unavailable"}
@@ -175,6 +176,7 @@ def test_a_run_without_numbers_goes(engine: Engine, rows: Rows) -> None:
     ("entries", "kept"),
     [
         ([GOOD, GOOD, GOOD], [3]),
+        ([GOOD, GOOD, QUICK, QUICK], [2, 4]),
         ([GOOD, GOOD, FAILED, FAILED, FAILED], [2, 3, 5]),
         ([PARTIAL, UNREAD, UNREAD], [1, 3]),
         ([GOOD, FAILED, KILLED, FAILED, REFUSED, REFUSED], [1, 2, 3, 5, 6]),
@@ -185,6 +187,7 @@ def test_a_run_without_numbers_goes(engine: Engine, rows: Rows) -> None:
     ],
     ids=[
         "good",
+        "quick",
         "failing",
         "unread",
         "failing in many ways",

@@ -115,6 +115,18 @@ def test_a_list_that_no_sync_read_to_the_end_is_left(engine: Engine, ending: str
     assert look(engine, run_of(9, since=0)).finished == frozenset()
 
 
+@pytest.mark.parametrize(("is_quick", "finished"), [(False, frozenset()), (True, frozenset({A}))])
+def test_a_quick_reading_is_enough_for_quick_runs(
+    engine: Engine, is_quick: bool, finished: frozenset[str]
+) -> None:
+    """It settles nothing that is missing, which is what a full run is for."""
+    run_id = begin(engine, 0, A)
+    close(engine, run_id, A, 10, completeness="quick")
+    end(engine, run_id, 11)
+    run = run_of(9, since=5)._replace(is_quick=is_quick)
+    assert look(engine, run).finished == finished
+
+
 # How numbers stand
 
 

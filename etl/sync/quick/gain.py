@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from etl.api.models import Page
 from etl.db.list_orders import KnownList, gains_since, listed_ids
 from etl.sync.budget import BoundedFetch
-from etl.sync.quick.learning import index_of
+from etl.sync.quick.learning import MAX_PAGE_READS, index_of
 from etl.sync.room import Reading
 
 WINDOW: Final = timedelta(days=28)
@@ -31,7 +31,7 @@ def pages_by_gain(
 ) -> list[int]:
     """The list's pages, the one that is worth most first; before them the one with new chats."""
     ids = listed_ids(connection, phone_number)
-    pages = max(math.ceil(len(ids) / known.per_page), known.pages)
+    pages = min(max(math.ceil(len(ids) / known.per_page), known.pages), MAX_PAGE_READS)
     is_by_id = known.list_order in {"id", "id-desc"}
     messages: dict[int, float] = defaultdict(float)
     if is_by_id:

@@ -21,6 +21,7 @@ Deliver = Callable[[Page, Part], Awaitable[None]]
 
 # Of the list: beyond, a full walk costs little more.
 _MOST: Final = 0.5
+MAX_AUDITED: Final = 100_000  # pages
 
 
 class HeadReading:
@@ -77,7 +78,8 @@ class HeadReading:
 
     def _audited(self, read: int) -> int | None:
         """The page that is next in the random order and that is not among the first ones."""
-        pages = self._last_page
+        # Whatever the API says: with many more pages its count of chats has changed too.
+        pages = min(self._last_page, self._known.pages + 1, MAX_AUDITED)
         seed = f"{self._phone_number} {self._known.walk_run_id}"
         # By hash, so that a page more or less leaves the others in their order.
         order = sorted(range(1, pages + 1), key=lambda page: hash64(f"{seed} {page}".encode()))

@@ -27,6 +27,7 @@ from etl.sync.quick.recall import Judgement, judge
 
 # A shorter list takes no more requests in full than by a quick reading.
 MIN_PAGES: Final = 3
+MAX_PAGE_READS: Final = 100_000
 _PARTS: Final = 20  # of a list, in which changed chats are counted
 _SLACK: Final = 1.25  # chats move while the list is read
 
@@ -160,10 +161,11 @@ def _after_quick(known: KnownList, run_id: int, reading: Reading, caught: FoundB
 
 def _with_reads(known: KnownList, reading: Reading) -> list[int | None]:
     """When each page was last read; from the last page on if the newest chats are on the first."""
-    reads = [*known.page_reads[: reading.pages]]
-    reads += [None] * (reading.pages - len(reads))
+    pages = min(reading.pages, MAX_PAGE_READS)
+    reads = [*known.page_reads[:pages]]
+    reads += [None] * (pages - len(reads))
     for page_number, seconds in (reading.page_reads or {}).items():
-        index = index_of(page_number, reading.pages, known.list_order)
+        index = index_of(page_number, pages, known.list_order)
         if 0 <= index < len(reads):
             reads[index] = seconds
     return reads

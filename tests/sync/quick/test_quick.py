@@ -201,6 +201,23 @@ def test_a_short_list_is_read_in_full(account: Account) -> None:
     assert account.rows(list_orders) == account.rows(list_walks) == []
 
 
+def test_a_count_of_pages_beyond_reason_is_not_believed(account: Account) -> None:
+    """The list is read in full instead, within the bounds of any walk."""
+    learn(account)
+    answer = account.world.page
+
+    def page(number: str, page_number: int, per_page: int) -> dict[str, Any]:
+        found = answer(number, page_number, per_page)
+        meta = {**found["meta"], "total_pages": 10**15, "total_count": 4 * 10**15}
+        return {**found, "meta": meta} if page_number < 100 else found
+
+    account.world.page = page  # type: ignore[assignment,method-assign]
+    result = quick(account)
+    account.world.page = answer  # type: ignore[method-assign]
+    assert "read in full, because the API did not count the list" in number_in(result)["reason"]
+    assert end_of(account.sync())[:3] == (0, "succeeded", "consistent")
+
+
 # What is measured
 
 
