@@ -35,8 +35,8 @@ _GLYPHS: Final = {
     "new": "+",
     "changed": "~",
     "removed": "-",
-    "requests": "→",
-    "of these repeated": "↻",
+    "first tries": "→",
+    "retries": "↻",
 }
 _ADVICE: Final[Mapping[str, str]] = {
     "partial": "Look at the reason: part of the data was not read, not stored or not removed.",
@@ -226,7 +226,7 @@ class Page:
         retries = self._per_day("retries")
         all_requests = self._per_day("requests")
         first = [both - again for both, again in zip(all_requests, retries, strict=True)]
-        return self._chart("Requests per day", {"requests": first, "of these repeated": retries})
+        return self._chart("Requests per day", {"first tries": first, "retries": retries})
 
     @property
     def costliest(self) -> Table:
