@@ -28,6 +28,8 @@ from etl.errors import BusyError
 
 ENTRIES: Final = 500_000  # of the run log, which a disk reads within seconds
 WEEK: Final = 7  # days of daily_numbers, which reads every participant of chats that changed
+# Counts that are the same for a dry run.
+_SPENT: Final = {"requests", "retries", "throttled", "pages", "chats_seen"}
 _EXAMPLES: Final = 10  # rows of a list that says what went wrong
 
 
@@ -169,7 +171,10 @@ def _runs(days: Sequence[date]) -> Select[Any]:
         .where(began >= _start(days[0]))
         .subquery()
     )
-    sums = [func.sum(by_day.c[name]).label(name) for name in COUNTS]
+    is_dry = by_day.c.mode == "dry-run"  # It spent requests, but wrote nothing.
+    written = {name: case((is_dry, 0), else_=by_day.c[name]) for name in COUNTS.keys() - _SPENT}
+    columns = {name: written.get(name, by_day.c[name]) for name in COUNTS}
+    sums = [func.sum(column).label(name) for name, column in columns.items()]
     return (
         select(by_day.c.day, by_day.c.status, func.count().label("runs"), *sums)
         .group_by(by_day.c.day, by_day.c.status)

@@ -17,7 +17,7 @@ from etl.cli.report.verdict import Verdict
 from etl.config import PhoneNumber
 from etl.db.engine import reading, writing
 from etl.db.report import Figures, read_figures
-from etl.db.tables import sync_run_numbers
+from etl.db.tables import sync_run_numbers, sync_runs
 from tests.cli.conftest import Synced
 from tests.support.command import A, B, call, select
 from tests.support.marks import only_sqlite
@@ -186,8 +186,8 @@ def test_verdicts(engine: Engine) -> None:
         ({"completeness": "proved"}, None),
         ({"completeness": "unproved"}, "not known to be complete"),
         ({"rejected": 2}, "with records that could not be stored"),
-        ({"finished_at": NOW - timedelta(days=1)}, None),
-        ({"finished_at": NOW - timedelta(days=1, seconds=1)}, "stale"),
+        ({"started_at": NOW - timedelta(days=1)}, None),
+        ({"started_at": NOW - timedelta(days=1, seconds=1)}, "stale"),
     ],
 )
 def test_states(engine: Engine, change: dict[str, object], state: str | None) -> None:
@@ -195,7 +195,10 @@ def test_states(engine: Engine, change: dict[str, object], state: str | None) ->
     fill(engine, NOW, numbers=2, days=1)
     entry = sync_run_numbers.c.phone_number == number(1)
     with writing(engine) as connection:
-        connection.execute(update(sync_run_numbers).where(entry).values(change))
+        if "started_at" in change:
+            connection.execute(update(sync_runs).values(change))
+        else:
+            connection.execute(update(sync_run_numbers).where(entry).values(change))
     found = verdict_of(engine, PhoneNumber(number(1)))
     assert [each.short for each, _ in found.problems] == ([state] if state else [])
 
@@ -250,7 +253,8 @@ def test_very_many_numbers(engine: Engine) -> None:
     fill(engine, NOW, numbers=2, days=1)
     few = figures(engine, 366)
     states = [{**few.numbers[1], "phone_number": f"+1{index:010}"} for index in range(100_000)]
-    states[77_777] = {**states[0], "phone_number": "+19999977777", "last_good_sync": None}
+    never = {"last_good_sync": None, "fresh_as_of": None}
+    states[77_777] = {**states[0], "phone_number": "+19999977777", **never}
     html = Page(replace(few, numbers=states), ()).render()
     assert len(html.encode()) < 1_000_000
     assert "99999 of 100000 numbers are fresh and complete; 1 never synced." in html

@@ -7,7 +7,16 @@ from typing import Any, Final, get_args
 from sqlalchemy import Column, Table
 
 from etl.cli.dictionary.described import TABLES, is_view, referred
-from etl.db.tables import Completeness, EventKind, Status, data_dictionary, is_internal
+from etl.db.tables import (
+    ChangeKind,
+    Completeness,
+    EventKind,
+    ListOrder,
+    Mode,
+    Status,
+    data_dictionary,
+    is_internal,
+)
 
 SOURCE: Final = "linq_etl"
 _HEADING = """\
@@ -21,11 +30,14 @@ where completeness in ('proved', 'consistent', 'unproved') and status in ('succe
 _WARN_AFTER = {"count": 24, "period": "hour"}
 _VALUES: Final[Mapping[str, Any]] = {
     "chat_events.kind": EventKind,
+    "quick_recall.kind": ChangeKind,
+    "sync_runs.mode": Mode,
     "sync_runs.status": Status,
     "sync_run_numbers.status": Status,
     "sync_run_numbers.completeness": Completeness,
     "number_status.completeness": Completeness,
     "number_status.last_status": Status,
+    "number_status.list_order": ListOrder,
 }
 # A row of these is there as long as others refer to it, also without a foreign key.
 _LASTING = {"chats", "phone_numbers"}
