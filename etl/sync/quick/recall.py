@@ -1,13 +1,14 @@
 """How much quick readings find, judged by the full walks so far. Pure.
 
 The evidence is the newest walks that together saw MIN_CHANGES chats with another message count, and
-the newest MIN_WALKS or more of them; the worse of the two counts. So neither a few lucky walks turn
-quick readings on, nor can many good ones outweigh a list that has changed its order.
+the newest MIN_WALKS or more of them; the worse of the two counts. So a few lucky walks do not turn
+quick readings on. If the newest walks contradict good evidence, the list has changed its order, and
+that evidence is dropped: however much of it there is, it cannot outweigh them.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from etl.db.list_orders import Found, Recall, Walk
@@ -33,6 +34,19 @@ class Judgement:
 
 def judge(walks: Sequence[Walk], least: float) -> Judgement:
     """Judge by the walks, the newest first. `least` is the lower bound that messages need."""
+    for newest in (walks[:1], walks[:2]):
+        older = walks[len(newest) :]
+        if _contradicts(newest, least) and not _judge(older, least).quick_off:
+            found = _total(newest, "messages")
+            off = (
+                f"the list has changed its order: quick readings missed {found.misses} of the last "
+                f"{found.hits + found.misses} changes"
+            )
+            return replace(_judge(newest, least), quick_off=off, needed=len(newest))
+    return _judge(walks, least)
+
+
+def _judge(walks: Sequence[Walk], least: float) -> Judgement:
     recent, long = _until(walks, 1), _until(walks, MIN_WALKS)
     recalls = {
         kind: min((_recall(some, kind) for some in (recent, long)), key=_bound)
@@ -55,6 +69,13 @@ def judge(walks: Sequence[Walk], least: float) -> Judgement:
         )
     order = _order(long) if len(long) >= MIN_WALKS and changes >= MIN_CHANGES else "unknown"
     return Judgement(order, recalls, off, max(len(long), KEPT_WALKS))
+
+
+def _contradicts(walks: Sequence[Walk], least: float) -> bool:
+    """Whether so few hits have a probability below _DOUBT if quick readings find `least`."""
+    found = _total(walks, "messages")
+    upper_bound = 1 - lower_bound(Found(found.misses, found.hits))
+    return upper_bound < least
 
 
 def lower_bound(found: Found) -> float:

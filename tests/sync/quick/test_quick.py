@@ -254,8 +254,9 @@ def test_a_list_that_changes_its_order_turns_quick_readings_off(account: Account
         quick(account)
     account.sync()
     off = known(account)["quick_off"]
-    assert "quick readings miss changes" in off
+    assert off.startswith("the list has changed its order: quick readings missed")
     assert number_in(quick(account))["reason"] == f"read in full, because {off}"
+    assert "the order of the list is not known yet" in known(account)["quick_off"]
     assert is_stored(account)
 
 

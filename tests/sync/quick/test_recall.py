@@ -69,7 +69,7 @@ BAD = (0, 100)
         ([(59, 0)] * 5, "5 of 5 full walks, 295 of 300 changed chats"),
         ([(60, 0)] * 5, None),
         ([(10, 0)] * 30, None),
-        ([BAD, *[GOOD] * 5], "quick readings miss changes: 100 of 300, so they"),
+        ([BAD, *[GOOD] * 4], "quick readings miss changes: 100 of 300, so they"),
         ([*[GOOD] * 5, BAD], None),
         ([*[GOOD] * 4, BAD], "quick readings miss changes: 100 of 500, so they"),
     ],
@@ -81,11 +81,34 @@ def test_when_quick_readings_are_off(counts: Sequence[tuple[int, int]], off: str
     assert (off or "") in (judgement.quick_off or "")
 
 
-def test_many_good_walks_do_not_outweigh_the_newest() -> None:
-    """Of a list that changes its order, the newest walks count by themselves."""
-    found = judge(walks((290, 10), (10**6, 0), (10**6, 0), *[GOOD] * 3), 0.99)
-    assert found.recalls["messages"].found == Found(290, 10)
-    assert found.quick_off
+@pytest.mark.parametrize(
+    ("newest", "missed"),
+    [
+        ([(0, 3)], "3 of the last 3"),
+        ([(95, 5)], "5 of the last 100"),
+        ([(8, 1), (8, 1)], "2 of the last 18"),
+        ([(99, 1)], None),
+        ([(3000, 20)], None),
+    ],
+)
+def test_many_good_walks_do_not_outweigh_the_newest(
+    newest: list[tuple[int, int]], missed: str | None
+) -> None:
+    """The list has changed its order: what is known of the old one is dropped."""
+    found = judge(walks(*newest, *[(10**6, 0)] * 5), 0.99)
+    if missed is None:
+        assert found.quick_off is None
+        return
+    assert found.quick_off == (
+        f"the list has changed its order: quick readings missed {missed} changes"
+    )
+    assert (found.order, found.needed) == ("unknown", len(newest))
+
+
+def test_a_list_in_another_order_is_no_change_of_order() -> None:
+    """Each walk has misses, and all of them tell the order."""
+    found = judge(walks(*[BAD] * 6, ascending=99), 0.99)
+    assert (found.order, found.needed) == ("id", 20)
 
 
 @pytest.mark.parametrize(
