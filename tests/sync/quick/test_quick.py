@@ -249,14 +249,12 @@ def test_a_list_that_changes_its_order_turns_quick_readings_off(account: Account
     """An audit page or the next full walk finds what quick readings missed, and says so."""
     learn(account)
     account.world.reorder("id")
+    reasons = []
     for run in range(12):
         jump(account, *Random(run).sample(range(CHATS), 20))
-        quick(account)
-    account.sync()
-    off = known(account)["quick_off"]
-    assert off.startswith("the list has changed its order: quick readings missed")
-    assert number_in(quick(account))["reason"] == f"read in full, because {off}"
-    assert "the order of the list is not known yet" in known(account)["quick_off"]
+        reasons.append(number_in(quick(account))["reason"] or "")
+    assert any("the list has changed its order: quick readings missed" in each for each in reasons)
+    assert "the order of the list is not known yet" in reasons[-1]
     assert is_stored(account)
 
 
