@@ -19,8 +19,6 @@ from etl.sync.budget import BoundedFetch
 Compare = Callable[[Page, Part], Awaitable[Comparison]]
 Deliver = Callable[[Page, Part], Awaitable[None]]
 
-# Of the list: beyond, a full walk costs little more.
-_MOST: Final = 0.5
 MAX_AUDITED: Final = 100_000  # pages
 
 
@@ -46,10 +44,13 @@ class HeadReading:
         self._last_page = 1
 
     async def run(self) -> str | None:
-        """Read. Returns why the list has to be read in full, if so; raises StopReadingError."""
+        """Read. Returns why the list has to be read in full, if so; raises StopReadingError.
+
+        A full walk takes several pages at a time, so it is sooner done if many have changed.
+        """
         page_number = 1
         while (await self._read(page_number, "rule")).changed:
-            if page_number >= _MOST * self._last_page:
+            if page_number >= min(self._last_page / 2, 10 + self._last_page / 4):
                 return "most of its pages have changed"
             page_number += 1
         audited = self._audited(page_number)

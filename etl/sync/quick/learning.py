@@ -149,7 +149,8 @@ def _after_quick(known: KnownList, run_id: int, reading: Reading, caught: FoundB
     return replace(
         known,
         fresh_as_of=known.fresh_as_of if is_partial else reading.began_at,
-        total_count=reading.total_count,
+        # What the count says of chats that were not found is not settled by some pages.
+        total_count=known.total_count if is_partial else reading.total_count,
         head_read_at=reading.head_read_at,
         quick_run_id=run_id,
         quick_runs=known.quick_runs + 1,

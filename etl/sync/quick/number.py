@@ -13,7 +13,7 @@ from etl.sync.context import RunContext
 from etl.sync.quick.gain import pages_by_gain, read_pages
 from etl.sync.quick.head import HeadReading
 from etl.sync.quick.learning import Notes
-from etl.sync.quick.plan import why_in_full
+from etl.sync.quick.plan import IS_OLD, why_in_full
 
 
 class QuickReading:
@@ -46,19 +46,17 @@ class QuickReading:
         self.in_full = why_in_full(known, number, now, context.config.sync.full_every_span)
         if known is None:
             return None
-        if not self.in_full:
+        if self.in_full:
+            self.limit = context.turns.why_too_long(number, known.pages)
+        if not self.in_full or (self.limit and self.in_full == IS_OLD):
             await self._read_head(known)
-        elif limit := context.turns.why_too_long(number, known.pages):
-            self.limit = limit
-            await self._read_by_gain(known, now)
-        else:
+        if not self.in_full:
+            return self._notes.reading(is_full=False)
+        self.limit = context.turns.why_too_long(number, known.pages)
+        if not self.limit:
             return None
-        is_partial = self.limit is not None
-        return self._notes.reading(is_full=False, is_partial=is_partial) if self._is_done else None
-
-    @property
-    def _is_done(self) -> bool:
-        return self.limit is not None or not self.in_full
+        await self._read_by_gain(known, now)
+        return self._notes.reading(is_full=False, is_partial=True)
 
     async def _read_head(self, known: KnownList) -> None:
         def compare(page: Page, part: Part) -> Awaitable[Comparison]:

@@ -12,6 +12,7 @@ from etl.db.list_orders import KnownList, known_lists
 # Full walks come after so much of sync.full_every or later, at random: at every hour of the day, so
 # that what they measure is not that of one hour.
 _EARLIEST: Final = 0.75
+IS_OLD: Final = "the last full reading is old"
 
 
 def why_in_full(
@@ -25,7 +26,7 @@ def why_in_full(
     if known.total_count is None:
         return "the API does not count the list"
     if now - known.walked_at >= full_every * _spread(phone_number, known.walk_run_id):
-        return "the last full reading is old"
+        return IS_OLD
     if now < known.walked_at:
         return "the last full reading ended after now"
     return None

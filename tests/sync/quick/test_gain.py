@@ -110,3 +110,18 @@ def test_the_gain_of_a_chat(rate: float, age: float) -> None:
             (1 - (1 + rate * age) * math.exp(-rate * age)) / rate, rel=1e-6
         )
     assert 0 < gain(rate, age) <= 1 / rate
+
+
+def test_good_quick_readings_go_on_without_full_walks(account: Account) -> None:
+    """If a full walk is due for which the requests never suffice; that is named."""
+    learn(account, "recency")
+    for position in (300, 200):
+        account.world.jump(account.listed[position])
+    before = account.api.requests
+    result = account.sync(mode="quick", max_requests=10, full_every="0s")
+    number = number_in(result)
+    assert (result.exit_code, number["status"], number["completeness"]) == (3, "partial", "quick")
+    assert number["reason"].startswith("budget: the list needs about 102 requests")
+    assert (account.api.requests - before, number["chats_updated"]) == (3, 2)
+    (known,) = account.rows(list_orders)
+    assert known["fresh_as_of"] > known["walked_at"]
