@@ -51,7 +51,7 @@ def main(
 
     Without --only, all but million, pace and day are measured. Whatever --chats, --runs and --quick
     say, pace takes 19 minutes, 13 of them for its limit 60s, and day, a virtual day with 10,000
-    chats, takes 10.
+    chats, takes 15.
 
     PostgreSQL and MariaDB are the servers at $LINQ_ETL_TEST_POSTGRES_URL and
     $LINQ_ETL_TEST_MYSQL_URL, or are started from installed binaries; without either it is left out.
