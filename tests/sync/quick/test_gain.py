@@ -26,8 +26,8 @@ def learn(account: Account, order: Order) -> None:
     account.populate(CHATS, order=order)
     for walk in range(6):
         if walk:
-            for position in Random(walk).sample(range(CHATS), 60):
-                account.world.jump(account.listed[position])
+            for chat_id in Random(walk).sample(account.listed, 60):
+                account.world.jump(chat_id)
         account.sync()
 
 
