@@ -171,7 +171,8 @@ class Turns:
 
         The list has so many `pages`, if that is known.
         """
-        needed = self._needed_for(pages) if pages else self._needed.get(phone_number)
+        known = self._needed.get(phone_number, self._expected.get(phone_number))
+        needed = self._needed_for(pages) if pages else known
         if not self._is_too_long(needed):
             return None
         return (
@@ -180,7 +181,8 @@ class Turns:
         )
 
     def _why_spent(self, phone_number: str) -> str | None:
-        if phone_number not in self._needed and self._budget.is_spent_by(phone_number):
-            limit = self._budget.limit
-            return f"{TOO_LONG_REASON} more than the {limit} requests of a run; {_RAISE}"
-        return self.why_too_long(phone_number)
+        is_alone = self._budget.is_spent_by(phone_number)
+        if phone_number in self._needed or phone_number in self._expected or not is_alone:
+            return self.why_too_long(phone_number)
+        limit = self._budget.limit
+        return f"{TOO_LONG_REASON} more than the {limit} requests of a run; {_RAISE}"

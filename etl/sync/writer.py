@@ -58,6 +58,7 @@ class Writer:
         self._run_id = run_id
         self._clock = clock
         self._batches = 0
+        self._written: tuple[Counter[str], Changes] = Counter(), {}  # by the last transaction
         # None ends a batch: nothing more follows it at once.
         self._queue: asyncio.Queue[Item | None] = asyncio.Queue(maxsize=BATCH)
         self._queued_bytes = 0
@@ -163,10 +164,12 @@ class Writer:
         loses = any(isinstance(item, Removals) and item.gone for item in batch)
         leases.lock_writers(connection, everywhere=loses)
         if not leases.move_fence(connection, run_id, number):
-            return changes, places
+            return self._written  # It was committed, but the answer was lost.
+        self._written = changes, places
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
-            counts, places = store_pages(connection, pages, run_id=run_id, now=now)
+            counts, found = store_pages(connection, pages, run_id=run_id, now=now)
+            places |= found
             run_log.add_counts(connection, run_id, counts, self._usage)
             for phone_number, count in counts.items():
                 changes[phone_number] += count["chats_inserted"] + count["chats_updated"]
@@ -177,9 +180,9 @@ class Writer:
                 run_log.add_counts(connection, run_id, counts, self._usage)
                 changes[item.phone_number] += removed
             elif isinstance(item, NumberOutcome):
-                number_places = places.get(item.phone_number, {})
-                found = self._with_places_before(item.phone_number, number_places)
-                learned = learn(connection, run_id, item, found, least=self._least_recall)
+                now_found = places.get(item.phone_number, {})
+                in_list = self._with_places_before(item.phone_number, now_found)
+                learned = learn(connection, run_id, item, in_list, least=self._least_recall)
                 ended = replace(item, evidence={**item.evidence, **learned})
                 run_log.close_number(connection, run_id, ended, now)
         return changes, places

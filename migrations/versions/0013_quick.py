@@ -88,7 +88,7 @@ WITH begun AS (
     FROM begun b
 )
 SELECT n.phone_number, n.label, l.good_run AS run_id, {good_columns},
-    {complete}{columns}l.last_run AS last_run_id, {last_columns}, (
+    {columns}l.last_run AS last_run_id, {last_columns}, (
         SELECT r.finished_at FROM sync_run_numbers r
         WHERE r.phone_number = n.phone_number AND r.run_id = (
             SELECT min(f.run_id) FROM sync_run_numbers f
@@ -123,7 +123,6 @@ GOOD_COLUMNS = {
     "reason": "reason",
     "total_count": "total_count",
 }
-QUICK_COLUMNS = {name: name for name in RECALL}
 LAST_COLUMNS = {
     "last_attempt_at": "finished_at",
     "last_status": "status",
@@ -134,7 +133,7 @@ LAST_COLUMNS = {
 LEARNED = {
     "columns": """coalesce(o.fresh_as_of, (
         SELECT s.started_at FROM sync_runs s WHERE s.id = l.good_run
-    )) AS fresh_as_of, o.list_order, o.quick_off, """,
+    )) AS fresh_as_of, {complete}, o.list_order, o.quick_off, {recall}, """,
     "quick_run": "coalesce(o.quick_run_id, 0)",
     "orders": """
 LEFT JOIN list_orders o ON o.phone_number = n.phone_number AND o.walk_run_id >= l.good_run""",
@@ -387,13 +386,9 @@ def create_number_status(*, quick: bool) -> None:
     each_completeness = ("proved", "consistent", "unproved")
     probes = {each: PROBE.format(completeness=each, **parts) for each in each_completeness}
     good, last = look_ups("good_run", GOOD_COLUMNS), look_ups("last_run", LAST_COLUMNS)
-    learned = LEARNED if quick else dict.fromkeys(LEARNED, "")
-    if quick:
-        good += ", " + look_ups("good_run", QUICK_COLUMNS)
-        complete = look_ups("complete_run", {"complete_as_of": "finished_at"})
-        learned |= {"complete": f"{complete}, "}
-    else:
-        learned |= {"complete": "", "quick_run": "0"}
+    learned = LEARNED if quick else {"columns": "", "orders": "", "quick_run": "0"}
+    complete = look_ups("complete_run", {"complete_as_of": "finished_at"})
+    recall = look_ups("good_run", {name: name for name in RECALL})
     op.execute("DROP VIEW number_status")
     op.execute(
         NUMBER_STATUS.format(
@@ -403,7 +398,10 @@ def create_number_status(*, quick: bool) -> None:
             last_ended=ENDED.format("last_run"),
             **probes,
             **parts,
-            **learned,
+            **{
+                name: text.format(complete=complete, recall=recall)
+                for name, text in learned.items()
+            },
         )
     )
 

@@ -66,7 +66,7 @@ def everything(engine: Engine) -> dict[str, list[Row]]:
         for table in set(metadata.sorted_tables) - {data_dictionary}:
             columns = [
                 func.dense_rank().over(order_by=column).label(column.name)
-                if column.name == "run_id" or (column.name == "id" and column.autoincrement)
+                if column.name.endswith("run_id") or (column.name == "id" and column.autoincrement)
                 else column
                 for column in table.columns
                 if not isinstance(column.type, UtcDateTime) and column.name not in DIFFERS
