@@ -5,7 +5,7 @@ expected ...".
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -17,6 +17,13 @@ class Token:
     """An integration token; no repr, log or error shows its value."""
 
     value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyKey:
+    """The key of the hashes of participants; no repr, log or error shows its value."""
+
+    value: bytes = field(repr=False)
 
 
 # Not a dataclass, which msgspec would expect to be written as a table.
@@ -102,6 +109,20 @@ class Sync(Struct, frozen=True):
     ] = 60
 
 
+Participants = Literal["plain", "hashed", "dropped"]
+
+
+class Privacy(Struct, frozen=True):
+    """Section [privacy]."""
+
+    participants: Annotated[Participants, Meta(description='"plain", "hashed" or "dropped"')] = (
+        "plain"
+    )
+    key_file: Annotated[
+        str | None, Meta(description="a path to a file that holds the key, 32 characters or more")
+    ] = None
+
+
 class Monitoring(Struct, frozen=True):
     """Section [monitoring]. Of `ping_url` and `ping_url_file`, a loaded one has the first."""
 
@@ -130,15 +151,18 @@ class Config:
     api: Api
     database: Database
     sync: Sync
+    privacy: Privacy
     monitoring: Monitoring
     log: Log
     token: Token | None
+    privacy_key: PrivacyKey | None = None
 
 
 SECTIONS: dict[str, type[Struct]] = {
     "api": Api,
     "database": Database,
     "sync": Sync,
+    "privacy": Privacy,
     "monitoring": Monitoring,
     "log": Log,
 }

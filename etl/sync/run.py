@@ -31,6 +31,7 @@ from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList, exit_code_of
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, RunContext, RunOptions, resume_margin
+from etl.sync.privacy import agree
 from etl.sync.progress import Progress
 from etl.sync.rates import SharedRates
 from etl.sync.reach import Reach
@@ -172,6 +173,7 @@ class _Run:
         numbers = [*self._options.numbers]
         if self._options.all_reached:
             numbers += await self._reached_numbers()
+        await self._agree_on_privacy(numbers)
         if self._options.shard:
             numbers = await self._of_shard(self._options.shard, numbers)
         self._labels = {number.e164: number.label for number in numbers}
@@ -186,6 +188,11 @@ class _Run:
                 await self._sync_all(await self._claim(numbers))
         except BaseExceptionGroup as group:
             raise first_of(group) from None
+
+    async def _agree_on_privacy(self, numbers: Sequence[PhoneNumber]) -> None:
+        context, own = self._context, [number.e164 for number in numbers]
+        privacy = await context.transactions.write(lambda c: agree(c, context.config, own))
+        context.client.privacy = context.writer.privacy = privacy
 
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
         """The numbers of the shard; the others are stored too.

@@ -15,12 +15,14 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
+from etl.api.privacy import Privacy
 from etl.db import leases, run_log
 from etl.db.run_log import NumberOutcome
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import store_pages
+from etl.db.store.pages import Counts, store_pages
 from etl.db.store.removals import Removals, store_removals
 from etl.db.transactions import Transactions
+from etl.sync.privacy import keep_to
 
 BATCH = 100
 GATHER_SECONDS = 0.1
@@ -45,6 +47,7 @@ class Writer:
         on_closed: Callable[[NumberOutcome], None] = lambda _: None,
     ) -> None:
         self.gather_seconds = GATHER_SECONDS
+        self.privacy = Privacy()
         self._on_closed = on_closed
         self._changes: Counter[str] = Counter()
         self._transactions = transactions
@@ -135,7 +138,7 @@ class Writer:
             return changes
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
-            counts = store_pages(connection, pages, run_id=run_id, now=now)
+            counts = self._store_pages(connection, pages, now)
             run_log.add_counts(connection, run_id, counts, self._usage)
             for phone_number, count in counts.items():
                 changes[phone_number] += count["chats_inserted"] + count["chats_updated"]
@@ -148,3 +151,10 @@ class Writer:
             elif isinstance(item, NumberOutcome):
                 run_log.close_number(connection, run_id, item, now)
         return changes
+
+    def _store_pages(
+        self, connection: Connection, pages: Sequence[ObservedPage], now: datetime
+    ) -> Counts:
+        hashes = self.privacy.name_hashes if self.privacy.participants == "hashed" else None
+        kept = keep_to(connection, self.privacy, pages)
+        return store_pages(connection, kept, run_id=self._run_id, now=now, name_hashes=hashes)

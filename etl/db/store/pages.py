@@ -15,6 +15,7 @@ from etl.db.store.batch import (
 )
 from etl.db.store.diff import Diff, diff, is_newer
 from etl.db.store.memberships import store_memberships
+from etl.db.store.names import NameHashes, settle_names
 from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
 from etl.db.store.write import write_diffs
@@ -32,11 +33,22 @@ _DIFF_COUNTS = (
 
 
 def store_pages(
-    connection: Connection, pages: Sequence[ObservedPage], *, run_id: int, now: datetime
+    connection: Connection,
+    pages: Sequence[ObservedPage],
+    *,
+    run_id: int,
+    now: datetime,
+    name_hashes: NameHashes | None = None,
 ) -> Counts:
-    """Write what the pages change; return the run log's counts."""
+    """Write what the pages change; return the run log's counts.
+
+    With `name_hashes`, groups keep their names only if they name no person.
+    """
     counts: Counts = {page.phone_number: Counter() for page in pages}
-    new, changed = split_new_and_changed(connection, latest_observations(pages))
+    latest = latest_observations(pages)
+    if name_hashes:
+        latest = settle_names(connection, pages, latest, name_hashes)
+    new, changed = split_new_and_changed(connection, latest)
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
     _store_diffs(connection, diffs, run_id, counts)

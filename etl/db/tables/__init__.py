@@ -13,6 +13,7 @@ from etl.db.tables.chats import (
     chats,
     phone_numbers,
 )
+from etl.db.tables.privacy import chat_name_hashes, forgotten, privacy
 from etl.db.tables.runs import (
     COUNTS,
     Completeness,
@@ -37,13 +38,16 @@ __all__ = [
     "chat_events",
     "chat_handles",
     "chat_message_counts",
+    "chat_name_hashes",
     "chat_phone_numbers",
     "chats",
     "data_dictionary",
+    "forgotten",
     "metadata",
     "number_leases",
     "number_status",
     "phone_numbers",
+    "privacy",
     "rejected_records",
     "run_fences",
     "sync_run_numbers",

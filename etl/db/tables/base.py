@@ -24,4 +24,4 @@ STATUS_LENGTH: Final = 32
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0011_last_attempt"
+REVISION: Final = "0014_privacy"
