@@ -244,3 +244,25 @@ def test_a_number_that_becomes_ours(sandbox: Sandbox, database_url: str) -> None
     run("sync", sandbox, database_url, "hashed", **only_a)
     assert ours > 0
     assert snapshot(database_url) == before
+
+
+def test_check_tells_how_participants_are_stored(sandbox: Sandbox) -> None:
+    """And whether the key is the right one; nothing where they are plain."""
+    url = "sqlite:///linq.db"
+    hashed = "participants are stored hashed"
+    key = "; the key is the one of this database"
+
+    def told(mode: str, **others: str) -> list[tuple[int, str]]:
+        checked = run("check --json", sandbox, url, mode, **others)
+        found = [each for each in checked.data if each["subject"] == "privacy"]
+        assert checked.code == max((each["exit_code"] for each in found), default=0)
+        return [(each["exit_code"], each["detail"]) for each in found]
+
+    assert told("plain") == []
+    assert told("hashed") == [(0, hashed)]
+    assert run("sync", sandbox, url, "hashed").code == 3
+    assert told("hashed") == [(0, hashed + key)]
+    for mode, given in (("plain", KEY), ("hashed", OTHER_KEY)):
+        ((code, detail),) = told(mode, LINQ_ETL_PRIVACY_KEY=given)
+        assert code == 2
+        assert "or use a new database" in detail

@@ -13,6 +13,7 @@ import click
 
 from etl import __version__, log
 from etl.cli.context import GlobalOptions
+from etl.cli.forget import forget
 from etl.cli.inspect import check, phone_numbers, runs, status
 from etl.cli.jobs import backfill, sync, verify
 from etl.cli.logs import configure_log
@@ -49,7 +50,7 @@ def cli(context: click.Context, config_path: Path | None, log_json: bool) -> Non
 for command in (
     *(sync, backfill, verify),
     *(runs, status, check, phone_numbers),
-    *(db, prune, sandbox, demo),
+    *(db, prune, forget, sandbox, demo),
 ):
     cli.add_command(command)
 

@@ -32,6 +32,11 @@ def read_state(connection: Connection) -> PrivacyState:
     return PrivacyState(*row) if row else PrivacyState()
 
 
+def lock_state(connection: Connection) -> None:
+    """End this transaction if another node of a cluster changes the state meanwhile."""
+    backend(connection.dialect).lock_rows(connection, privacy, [_ROW])
+
+
 def write_state(connection: Connection, state: PrivacyState) -> None:
     """Store the state."""
     names = ("id", *PrivacyState._fields)

@@ -9,6 +9,7 @@ from etl.api.privacy import Privacy
 from etl.config import Config
 from etl.db.privacy import (
     agreed_state,
+    lock_state,
     read_forgotten,
     read_own_numbers,
     read_state,
@@ -48,6 +49,7 @@ def keep_to(
     The caller holds the writers' lock, so that nobody is forgotten meanwhile. Raises ConfigError if
     this run can no longer tell who that is.
     """
+    lock_state(connection)
     state = read_state(connection)
     is_other_key = privacy.participants == "hashed" and state.key_fingerprint != privacy.fingerprint
     if state.participants != privacy.participants or is_other_key:

@@ -75,7 +75,7 @@ def upgrade() -> None:
         ),
         sa.Column("forgotten_at", TIME, nullable=False, comment="When."),
         sa.PrimaryKeyConstraint("mark", name="pk_forgotten"),
-        comment="Internal: people whom `linq-etl forget` erased, and whom no sync stores again.",
+        comment="Internal: people whom the command forget erased, and whom no sync stores again.",
     )
     op.create_table(
         "chat_name_hashes",
@@ -96,7 +96,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_chat_name_hashes_name_hash", "chat_name_hashes", ["name_hash"])
 
-    comment_on_tables(", except by `linq-etl forget`.", is_new=True)
+    comment_on_tables(", except by forget.", is_new=True)
 
 
 def comment_on_tables(end: str, *, is_new: bool) -> None:

@@ -74,7 +74,7 @@ chats = Table(
         comment="Internal: hash of the chat and its participants as last written. A chat that is "
         "read with the same hash is not compared. Null forces a comparison.",
     ),
-    comment="One row per chat. Rows are never deleted, except by `linq-etl forget`.",
+    comment="One row per chat. Rows are never deleted, except by forget.",
 )
 
 chat_handles = Table(
@@ -113,8 +113,7 @@ chat_handles = Table(
     ),
     Index(None, "phone_number"),
     sqlite_with_rowid=False,
-    comment="One row per participant of a chat. Rows are never deleted, except by `linq-etl "
-    "forget`.",
+    comment="One row per participant of a chat. Rows are never deleted, except by forget.",
 )
 
 # Here and in chat_message_counts, each row is written in the same transaction as the row it refers

@@ -44,7 +44,7 @@ forgotten = Table(
         comment="Keyed hash of a participant who was forgotten.",
     ),
     Column("forgotten_at", UtcDateTime, nullable=False, comment="When."),
-    comment="Internal: people whom `linq-etl forget` erased, and whom no sync stores again.",
+    comment="Internal: people whom the command forget erased, and whom no sync stores again.",
 )
 
 chat_name_hashes = Table(
