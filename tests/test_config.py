@@ -13,6 +13,8 @@ from etl.config import (
     Log,
     Monitoring,
     PhoneNumber,
+    Privacy,
+    PrivacyKey,
     Sync,
     Token,
     is_loopback,
@@ -23,6 +25,7 @@ from etl.errors import ConfigError
 
 SECRET = "sk-live-4f9aSECRET"
 BARE = "a4f9SECRETc0de"  # a token that could be the name of a variable
+KEY = "f3c1a97be2054d68" * 2
 WITH_TOKEN = {"LINQ_INTEGRATION_TOKEN": "a-token"}
 A_NUMBER = '[sync]\nphone_numbers = ["+13343284472"]\n'
 
@@ -68,15 +71,18 @@ def test_every_setting_has_a_default_but_the_numbers_and_the_token(load_toml: Lo
             max_confirmations=2000,
             lease_seconds=60,
         ),
+        privacy=Privacy(participants="plain", key_file=None),
         monitoring=Monitoring(),
         log=Log(json=False),
         token=Token("a-token"),
+        privacy_key=None,
     )
 
 
 def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
     """Every value of the file ends up in the configuration."""
     (tmp_path / "token").write_text("from-the-file\n")
+    (tmp_path / "key").write_text(KEY + "\n")
     text = """
         [api]
         base_url = "http://127.0.0.1:8080/linq"
@@ -97,6 +103,9 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
         max_confirmations = 0
         max_requests = 500
         lease_seconds = 10
+        [privacy]
+        participants = "hashed"
+        key_file = "key"
         [monitoring]
         metrics_file = "linq.prom"
         [log]
@@ -122,9 +131,11 @@ def test_the_file_sets_everything(load_toml: Loader, tmp_path: Path) -> None:
             max_requests=500,
             lease_seconds=10,
         ),
+        privacy=Privacy(participants="hashed", key_file="key"),
         monitoring=Monitoring(metrics_file="linq.prom"),
         log=Log(json=True),
         token=Token("from-the-file"),
+        privacy_key=PrivacyKey(KEY.encode()),
     )
 
 
@@ -279,7 +290,7 @@ def test_every_problem_is_reported_at_once(load_toml: Loader) -> None:
         'database.url: invalid value; expected "sqlite:///FILE.db", '
         '"postgresql://USER@HOST/DATABASE" or "mysql://USER@HOST/DATABASE"',
         "log.json: invalid value; expected true or false",
-        "numbers: no such section; the sections are api, database, sync, monitoring, log",
+        "numbers: no such section; the sections are api, database, sync, privacy, monitoring, log",
         "sync.all_phone_numbers: invalid value; expected true or false",
         "sync.lease_seconds: invalid value; expected a whole number of seconds from 10 to 3600",
         "sync.max_passes: invalid value; expected passes over a moving list, "
@@ -925,3 +936,55 @@ def test_monitoring_is_read_by_itself(tmp_path: Path) -> None:
     for content in ("[broken", "monitoring = 1"):
         path.write_text(content)
         assert load_monitoring(path, variables) == Monitoring(metrics_file="m.prom")
+
+
+HASHED = A_NUMBER + '[privacy]\nparticipants = "hashed"\n'
+
+
+def test_the_variable_beats_the_key_file(load_toml: Loader) -> None:
+    """$LINQ_ETL_PRIVACY_KEY is used even if privacy.key_file names no file."""
+    environ = WITH_TOKEN | {"LINQ_ETL_PRIVACY_KEY": f" {KEY}\n"}
+    config = load_toml(HASHED + 'key_file = "nowhere"', environ)
+    assert config.privacy_key == PrivacyKey(KEY.encode())
+    assert KEY not in repr(config)
+
+
+def test_hashes_need_a_key(load_toml: Loader) -> None:
+    """A command that makes requests asks for it; so does one that needs it in every mode."""
+    lacks = (
+        "privacy.key_file: there is no key; set $LINQ_ETL_PRIVACY_KEY, or privacy.key_file to a "
+        "file that holds it, e.g. from: openssl rand -hex 32"
+    )
+    empty = WITH_TOKEN | {"LINQ_ETL_PRIVACY_KEY": ""}
+    assert problems(load_toml, HASHED) == problems(load_toml, HASHED, empty) == [lacks]
+    assert load_toml(HASHED, {}, needs_token=False).privacy_key is None
+    with pytest.raises(ConfigError, match="there is no key"):
+        load_toml(A_NUMBER, {}, needs_token=False, needs_key=True)
+    dropped = load_toml(HASHED.replace("hashed", "dropped"))
+    assert (dropped.privacy.participants, dropped.privacy_key) == ("dropped", None)
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "holds no usable key; put 32 characters or more there, one line, e.g. from:"),
+        (KEY[:31], "holds no usable key; put 32 characters or more there, one line, e.g. from:"),
+        (f"{KEY}\n{KEY}", "holds no usable key; put 32 characters or more there, one line,"),
+        (f"{KEY[:31]}é", "holds no usable key; put 32 characters or more there, one line,"),
+        ("abcdefg" * 10, "that key can be guessed; make one by: openssl rand -hex 32"),
+    ],
+)
+def test_keys_that_are_refused(load_toml: Loader, tmp_path: Path, key: str, problem: str) -> None:
+    """A short key, one with few different characters, or more than a line; none is shown."""
+    (tmp_path / "key").write_text(key, "utf-8")
+    for text in (HASHED, A_NUMBER + "[privacy]\n"):
+        (found,) = problems(load_toml, text + 'key_file = "key"')
+        assert found.startswith(f"privacy.key_file: {problem}")
+        assert not key or key not in found
+
+
+def test_modes_that_are_refused(load_toml: Loader) -> None:
+    """There are three."""
+    assert problems(load_toml, A_NUMBER + '[privacy]\nparticipants = "none"') == [
+        'privacy.participants: invalid value; expected "plain", "hashed" or "dropped"'
+    ]

@@ -20,8 +20,9 @@ from etl.api.decode import (
     decode_phone_numbers,
     error_code,
 )
-from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected, Withheld
 from etl.api.pace import Lane, Pace, Turn
+from etl.api.privacy import Privacy
 from etl.api.retry import (
     RETRY_STATUSES,
     TransientError,
@@ -56,7 +57,8 @@ class LinqClient:
 
     `usage` is what was spent per phone number, under None for the run itself. `clock` gives the
     times to record; `sleep` waits between tries, by the `monotonic` clock. Requests raise
-    TokenRefusedError, RequestRefusedError, ApiThrottledError or ApiUnavailableError.
+    TokenRefusedError, RequestRefusedError, ApiThrottledError or ApiUnavailableError. `privacy`
+    says what is stored of people; an answer holds no more.
     """
 
     def __init__(  # noqa: PLR0913  # what tests and telemetry replace
@@ -71,6 +73,7 @@ class LinqClient:
     ) -> None:
         # The values are immutable, because the writer reads them from another thread.
         self.usage: defaultdict[str | None, ApiUsage] = defaultdict(ApiUsage)
+        self.privacy = Privacy()
         self._config = config
         self._pace = pace
         self._lanes: dict[Token, Lane] = {}
@@ -109,20 +112,20 @@ class LinqClient:
         }
 
         def decode(body: bytes, sent_at: datetime) -> Page:
-            return decode_page(body, page_number, sent_at)
+            return self.privacy.page(decode_page(body, page_number, sent_at))
 
         return await self._get(context, f"/chats?{urlencode(query)}", decode, again=again)
 
     async def get_chat(
         self, context: RequestContext, chat_id: int, *, again: bool = False
-    ) -> Chat | Rejected | None:
+    ) -> Chat | Rejected | Withheld | None:
         """Read one chat; None if the API says that it does not exist (404, code not_found).
 
         `again` counts the request as a retry.
         """
 
-        def decode(body: bytes, _: datetime) -> Chat | Rejected:
-            return decode_chat(body, chat_id)
+        def decode(body: bytes, _: datetime) -> Chat | Rejected | Withheld:
+            return self.privacy.answer(decode_chat(body, chat_id))
 
         try:
             return await self._get(context, f"/chats/{chat_id}", decode, again=again)

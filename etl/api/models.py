@@ -77,12 +77,19 @@ class Rejected(Struct, frozen=True):
         return self.id if self.id is not None else ~(self.digest & (2**56 - 1))
 
 
+class Withheld(Struct, frozen=True):
+    """A chat that must not be stored, because the person in it was forgotten."""
+
+    id: int
+
+
 class Page(Struct, frozen=True):
     """One page of a number's list, requested at `observed_at`.
 
     `total_count` and `last_page` are None if the API sent neither or contradicted its own rows.
     `size` is roughly the most bytes that the records take in memory. A gap is a page without rows
-    that the API counts among its pages.
+    that the API counts among its pages. `withheld` are the ids of chats that must not be stored;
+    `contacts` has a hash of the name of each one-to-one chat, by chat id, if names are hashed.
     """
 
     page_number: int
@@ -95,11 +102,14 @@ class Page(Struct, frozen=True):
     observed_at: datetime
     size: int = 0
     is_gap: bool = False
+    withheld: tuple[int, ...] = ()
+    contacts: tuple[tuple[int, int], ...] = ()
 
     @property
     def ids(self) -> list[int]:
-        """One id per record: the chats in the list's order, then the rejected records."""
-        return [chat.id for chat in self.chats] + [record.key for record in self.rejected]
+        """One id per record: the chats in the list's order, then the rejected ones and others."""
+        stored = [chat.id for chat in self.chats]
+        return [*stored, *(record.key for record in self.rejected), *self.withheld]
 
 
 class LinqNumber(Struct, frozen=True):

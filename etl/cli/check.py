@@ -19,9 +19,11 @@ from etl.config import Config, PhoneNumber, Token, load_config
 from etl.db import schema
 from etl.db.backends import backend
 from etl.db.engine import describe, missing_file, reading, risks
+from etl.db.privacy import read_state
 from etl.db.tables import REVISION, metadata
 from etl.errors import ConfigError, DatabaseError, EtlError, RequestRefusedError, SchemaError
 from etl.phone import e164_or_none, shortened
+from etl.sync.privacy import read_privacy
 from etl.sync.summary import counted
 
 
@@ -155,6 +157,7 @@ def check_database(config: Config, findings: list[Finding]) -> None:
         if missing := missing_file(config.database.url):
             findings.append(_new_file_finding(missing))
             findings.append(_schema_finding(None, config))
+            findings += _privacy_findings(None, config)
             return
         with open_database(config) as engine, reading(engine) as connection:
             findings += _examine(connection, config)
@@ -164,6 +167,23 @@ def check_database(config: Config, findings: list[Finding]) -> None:
                 if revision == REVISION and (lacking := schema.lacking(connection)):
                     problem = f"It lacks {', '.join(lacking)}. Restore a backup."
                     findings[-1] = Finding("schema", problem, SchemaError.exit_code)
+                elif revision == REVISION:
+                    findings += _privacy_findings(connection, config)
+
+
+def _privacy_findings(connection: Connection | None, config: Config) -> Iterator[Finding]:
+    """Unless participants are plain: how they are stored, and whether the key is the right one."""
+    mode, fingerprint = config.privacy.participants, None
+    if connection:
+        try:
+            read_privacy(connection, config)
+        except ConfigError as error:
+            yield Finding("privacy", str(error), error.exit_code)
+            return
+        fingerprint = read_state(connection).key_fingerprint
+    if mode != "plain" or fingerprint:
+        key = "; the key is the one of this database" if fingerprint else ""
+        yield Finding("privacy", f"participants are stored {mode}{key}")
 
 
 def _new_file_finding(path: Path) -> Finding:

@@ -42,14 +42,22 @@ class GlobalOptions:
     log_json: bool = False
 
     def load_config(
-        self, *, offline: bool = False, needs_numbers: bool = True, quiet: bool = False
+        self,
+        *,
+        offline: bool = False,
+        needs_numbers: bool = True,
+        needs_key: bool = False,
+        quiet: bool = False,
     ) -> Config:
         """Load the configuration and apply its log.json; if `quiet`, only problems are logged.
 
         An `offline` command makes no request, so it needs neither token nor phone numbers.
         """
         config = configuration.load_config(
-            self.config_path, needs_token=not offline, needs_numbers=needs_numbers and not offline
+            self.config_path,
+            needs_token=not offline,
+            needs_numbers=needs_numbers and not offline,
+            needs_key=needs_key,
         )
         configure_log(as_json=self.log_json or config.log.json, quiet=quiet)
         return config

@@ -14,6 +14,7 @@ import click
 from etl import __version__, log
 from etl.cli.context import GlobalOptions
 from etl.cli.explain import dictionary, report
+from etl.cli.forget import forget
 from etl.cli.inspect import check, phone_numbers, runs, status
 from etl.cli.jobs import backfill, sync, verify
 from etl.cli.logs import configure_log
@@ -51,7 +52,7 @@ for command in (
     *(sync, backfill, verify),
     *(runs, status, check, phone_numbers),
     *(report, dictionary),
-    *(db, prune, sandbox, demo),
+    *(db, prune, forget, sandbox, demo),
 ):
     cli.add_command(command)
 

@@ -1,13 +1,13 @@
-"""The configuration: settings.py declares it, load.py reads it."""
+"""The configuration: settings.py declares it, load.py reads it, secrets.py its secrets."""
 
 from etl.config.load import (
     CONFIG_ENV,
     ENV_PREFIX,
-    TOKEN_ENV,
     is_loopback,
     load_config,
     load_monitoring,
 )
+from etl.config.secrets import KEY_ENV, TOKEN_ENV
 from etl.config.settings import (
     SECTIONS,
     Api,
@@ -15,7 +15,10 @@ from etl.config.settings import (
     Database,
     Log,
     Monitoring,
+    Participants,
     PhoneNumber,
+    Privacy,
+    PrivacyKey,
     SecretUrl,
     Sync,
     Token,
@@ -24,6 +27,7 @@ from etl.config.settings import (
 __all__ = [
     "CONFIG_ENV",
     "ENV_PREFIX",
+    "KEY_ENV",
     "SECTIONS",
     "TOKEN_ENV",
     "Api",
@@ -31,7 +35,10 @@ __all__ = [
     "Database",
     "Log",
     "Monitoring",
+    "Participants",
     "PhoneNumber",
+    "Privacy",
+    "PrivacyKey",
     "SecretUrl",
     "Sync",
     "Token",

@@ -14,6 +14,15 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from etl.config import database_url
+from etl.config.secrets import (
+    KEY_ENV,
+    TOKEN_ENV,
+    default_token,
+    privacy_key,
+    read_bytes,
+    read_secret,
+    token_of,
+)
 from etl.config.settings import (
     SECTIONS,
     Api,
@@ -22,19 +31,17 @@ from etl.config.settings import (
     Log,
     Monitoring,
     PhoneNumber,
+    Privacy,
     SecretUrl,
     Sync,
-    Token,
 )
 from etl.errors import ConfigError
 from etl.phone import shortened, to_e164
 
 ENV_PREFIX = "LINQ_ETL_"
 CONFIG_ENV = "LINQ_ETL_CONFIG"
-TOKEN_ENV = "LINQ_INTEGRATION_TOKEN"  # noqa: S105  # the variable's name, not a token
 DEFAULT_PATH = Path("config.toml")
 _MAX_FILE_BYTES = 1024 * 1024
-_MAX_SECRET_BYTES = 8 * 1024
 _MAX_NUMBERS = 10_000
 _MAX_PROBLEMS = 50  # shown at once
 _DEEP_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++[ \t]*+\.[ \t]*+){50}""")
@@ -46,10 +53,12 @@ def load_config(
     *,
     needs_token: bool = True,
     needs_numbers: bool = True,
+    needs_key: bool = False,
 ) -> Config:
     """Read the file, if any, and override it by the environment.
 
-    Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if it exists. Raises
+    Without `path`, the file is $LINQ_ETL_CONFIG, else ./config.toml if it exists. The privacy key
+    is asked for if `needs_key`, else with the token where participants are hashed. Raises
     ConfigError with every problem at once, a line each: key, what is wrong, what to write.
     """
     raw = _file_settings(path, environ)
@@ -58,13 +67,19 @@ def load_config(
     _check_urls(values, problems)
     entries = values["sync"].pop("phone_numbers", [])
     numbers = tuple(_phone_numbers(entries, environ if needs_token else None, problems))
+    privacy = Privacy(**values["privacy"])
+    asks_for_key = needs_key or (needs_token and privacy.participants == "hashed")
     config = Config(
         api=Api(**values["api"]),
         database=Database(**values["database"]),
         sync=Sync(phone_numbers=numbers, **values["sync"]),
+        privacy=privacy,
         monitoring=_monitoring(values["monitoring"], problems, needs_secrets=needs_token),
         log=Log(**values["log"]),
-        token=_default_token(values["api"].get("token_file"), environ, problems, needs_token),
+        token=default_token(values["api"].get("token_file"), environ, problems, needs_token),
+        privacy_key=privacy_key(
+            privacy, environ, problems, reads=needs_token or needs_key, needed=asks_for_key
+        ),
     )
     if needs_token:
         problems.extend(_token_problems(config, entries))
@@ -97,7 +112,7 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
     named = path or (Path(environ[CONFIG_ENV]) if environ.get(CONFIG_ENV) else None)
     file = named or DEFAULT_PATH
     try:
-        return _toml(_read(file, _MAX_FILE_BYTES))
+        return _toml(read_bytes(file, _MAX_FILE_BYTES))
     except FileNotFoundError:
         if named:
             raise ConfigError(
@@ -116,12 +131,6 @@ def _file_settings(path: Path | None, environ: Mapping[str, str]) -> dict[str, A
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _read(file: Path, max_bytes: int) -> bytes:
-    """The file's content, or a little more than `max_bytes` of it."""
-    with file.open("rb") as opened:
-        return opened.read(max_bytes + 1)
-
-
 def _toml(content: bytes) -> dict[str, Any]:
     """The settings. Raises ValueError if the content is invalid, or could take hours to parse."""
     text = content.decode("utf-8-sig")
@@ -135,7 +144,7 @@ def _env_settings(environ: Mapping[str, str], problems: list[str]) -> dict[str, 
     for variable, value in environ.items():
         section, _, key = variable.removeprefix(ENV_PREFIX).lower().partition("__")
         ours = variable.startswith(ENV_PREFIX) and not variable.startswith(f"{ENV_PREFIX}TEST_")
-        if not (ours and value) or variable == CONFIG_ENV:
+        if not (ours and value) or variable in {CONFIG_ENV, KEY_ENV}:
             continue
         if section in SECTIONS and key in SECTIONS[section].__struct_fields__:
             config[section][key] = _list(value) if key == "phone_numbers" else value
@@ -256,39 +265,11 @@ def _phone_number(entry: Any, environ: Mapping[str, str] | None) -> PhoneNumber:
     named = f'"{label}"' if label else shortened(number)
     owner = f"token_env of {named}"
     if environ.get(variable):
-        return PhoneNumber(number, label, _token(environ[variable], owner))
+        return PhoneNumber(number, label, token_of(environ[variable], owner))
     # Not a name in another form than $LINQ_TOKEN_2: it may be a misplaced token.
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,59}", variable):
         raise ValueError(f"{owner} does not name a variable that is set")
     raise ValueError(f"${variable} ({owner}) is not set")
-
-
-def _default_token(
-    token_file: str | None, environ: Mapping[str, str], problems: list[str], needed: bool
-) -> Token | None:
-    try:
-        if environ.get(TOKEN_ENV):
-            return _token(environ[TOKEN_ENV], f"${TOKEN_ENV}")
-        if not token_file:
-            return None
-        return _token(_secret(token_file, "api.token_file"), "api.token_file")
-    except ValueError as error:
-        problem = str(error)
-    if not needed:
-        return None
-    problems.append(problem)
-    return Token("unusable")  # so that it is not reported as missing too
-
-
-def _secret(path: str, source: str) -> str:
-    """The text of a file that holds a secret. Raises ValueError, which names `source`."""
-    try:
-        return _read(Path(path), _MAX_SECRET_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        # Not the path: it may be a misplaced secret.
-        raise ValueError(f"{source}: that file cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{source}: that is not a text file") from None
 
 
 def _monitoring(values: dict[str, Any], problems: list[str], *, needs_secrets: bool) -> Monitoring:
@@ -300,20 +281,13 @@ def _monitoring(values: dict[str, Any], problems: list[str], *, needs_secrets: b
         problems.append(f"{source}: delete it, or monitoring.ping_url: both name a URL")
         return structs.replace(monitoring, ping_url=None)
     try:
-        url = _secret_url(SecretUrl, _secret(monitoring.ping_url_file, source))
+        url = _secret_url(SecretUrl, read_secret(monitoring.ping_url_file, source))
     except ValueError as error:
         if needs_secrets:
             problem = f"{source}: holds no usable URL; put it there, one line, http or https"
             problems.append(str(error) or problem)
         return monitoring
     return structs.replace(monitoring, ping_url=url)
-
-
-def _token(text: str, source: str) -> Token:
-    value = text.strip()
-    if not re.fullmatch(f"[!-~]{{1,{_MAX_SECRET_BYTES}}}", value):
-        raise ValueError(f"{source}: holds no usable token; put the bare token there, one line")
-    return Token(value)
 
 
 def _token_problems(config: Config, entries: Any) -> Iterable[str]:

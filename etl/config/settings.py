@@ -6,7 +6,7 @@ expected ...".
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -18,6 +18,13 @@ class Token:
     """An integration token; no repr, log or error shows its value."""
 
     value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyKey:
+    """The key of the hashes of participants; no repr, log or error shows its value."""
+
+    value: bytes = field(repr=False)
 
 
 # Not a dataclass, which msgspec would expect to be written as a table.
@@ -114,6 +121,20 @@ class Sync(Struct, frozen=True):
         return time_span.to_timedelta(self.full_every)
 
 
+Participants = Literal["plain", "hashed", "dropped"]
+
+
+class Privacy(Struct, frozen=True):
+    """Section [privacy]."""
+
+    participants: Annotated[Participants, Meta(description='"plain", "hashed" or "dropped"')] = (
+        "plain"
+    )
+    key_file: Annotated[
+        str | None, Meta(description="a path to a file that holds the key, 32 characters or more")
+    ] = None
+
+
 class Monitoring(Struct, frozen=True):
     """Section [monitoring]. Of `ping_url` and `ping_url_file`, a loaded one has the first."""
 
@@ -142,15 +163,18 @@ class Config:
     api: Api
     database: Database
     sync: Sync
+    privacy: Privacy
     monitoring: Monitoring
     log: Log
     token: Token | None
+    privacy_key: PrivacyKey | None = None
 
 
 SECTIONS: dict[str, type[Struct]] = {
     "api": Api,
     "database": Database,
     "sync": Sync,
+    "privacy": Privacy,
     "monitoring": Monitoring,
     "log": Log,
 }

@@ -1,11 +1,11 @@
 """Open the database, begin transactions, and turn database errors into ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
@@ -60,6 +60,15 @@ def writing(engine: Engine, run_id: int | None = None) -> Iterator[Connection]:
     with _translated(engine), engine.begin() as connection:
         backend(connection.dialect).begin_writing(connection, name)
         yield connection
+
+
+def scrub(engine: Engine, tables: Iterable[Table]) -> str | None:
+    """Remove what deleted rows left in the tables' files; what is left to do, a sentence.
+
+    Raises as `reading`.
+    """
+    with _translated(engine):
+        return backend(engine.dialect).scrub(engine, tables)
 
 
 def database_clock(engine: Engine) -> Callable[[], datetime]:

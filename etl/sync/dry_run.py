@@ -71,7 +71,8 @@ class DryWriter(Writer):
     def _compare(self, connection: Connection, batch: Sequence[Item]) -> Counts:
         self._unwritten.discard()  # what a transaction added that did not come to its end
         pages = [item for item in batch if isinstance(item, ObservedPage)]
-        counts = count_pages(connection, pages, self._unwritten, now=self._clock())
+        hashes, now = self.privacy.hashes_of_names, self._clock()
+        counts = count_pages(connection, pages, self._unwritten, now=now, name_hashes=hashes)
         for item in batch:
             if isinstance(item, Removals):
                 removed = count_removals(connection, item, self._unwritten)

@@ -7,7 +7,7 @@ from itertools import islice
 from sqlalchemy import Connection
 
 from etl.api.client import RequestContext
-from etl.api.models import ApiUsage, Chat, Page, Rejected
+from etl.api.models import ApiUsage, Chat, Page, Rejected, Withheld
 from etl.config import Config
 from etl.db import run_log
 from etl.db.run_log import LastWalk, NumberOutcome
@@ -189,6 +189,8 @@ class NumberSync:
                 observed = ObservedPage(self._phone_number, page, listed=False)
                 await self._context.writer.put(observed)
                 return True
+            if page.withheld:
+                return True
             return None if page.rejected else False
 
         room = self._context.room
@@ -322,7 +324,7 @@ def _width(config: Config) -> int:
     return 2 * config.api.max_concurrency
 
 
-def _page_of(answer: Chat | Rejected | None, observed_at: datetime) -> Page:
+def _page_of(answer: Chat | Rejected | Withheld | None, observed_at: datetime) -> Page:
     """The answer to Get Chat; without a record if the chat is gone."""
     chats = (answer,) if isinstance(answer, Chat) else ()
     return Page(
@@ -335,6 +337,7 @@ def _page_of(answer: Chat | Rejected | None, observed_at: datetime) -> Page:
         texts_cleaned=0,
         observed_at=observed_at,
         size=sum(chat.size for chat in chats),
+        withheld=(answer.id,) if isinstance(answer, Withheld) else (),
     )
 
 

@@ -33,6 +33,7 @@ from etl.sync.failures import code_of, first_of, kind_of, sentence_of
 from etl.sync.join import SharedList
 from etl.sync.lease_keeper import LeaseKeeper
 from etl.sync.number import NumberSync, resume_margin
+from etl.sync.privacy import agreed
 from etl.sync.progress import Progress
 from etl.sync.quick.plan import known_good
 from etl.sync.rates import SharedRates
@@ -193,6 +194,7 @@ class _Run:
         numbers = [*self._options.numbers]
         if self._options.all_reached:
             numbers += await self._reached_numbers()
+        await self._agree_on_privacy(numbers)
         if self._options.shard:
             numbers = await self._of_shard(self._options.shard, numbers)
         self._labels = {number.e164: number.label for number in numbers}
@@ -216,6 +218,12 @@ class _Run:
             e164, full_every = [each.e164 for each in numbers], context.config.sync.full_every_span
             quick = await context.transactions.read(lambda c: known_good(c, e164, now, full_every))
         return await context.turns.ordered(context.transactions, numbers, quick)
+
+    async def _agree_on_privacy(self, numbers: Sequence[PhoneNumber]) -> None:
+        context, own = self._context, [number.e164 for number in numbers]
+        is_dry_run, transactions = self._options.is_dry_run, context.transactions
+        privacy = await agreed(transactions, context.config, own, writes=not is_dry_run)
+        context.client.privacy = context.writer.privacy = privacy
 
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
         """The numbers of the shard; the others are stored too.

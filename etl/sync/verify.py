@@ -16,18 +16,21 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.models import Chat, Rejected
+from etl.api.models import Chat, Rejected, Withheld
 from etl.api.pace import Pace
+from etl.api.privacy import Privacy
 from etl.config import Config, Token
 from etl.db.engine import clock_of
 from etl.db.store.batch import Observation
 from etl.db.store.diff import StoredChat, diff
+from etl.db.store.names import with_settled_name
 from etl.db.store.read import portions, read_chats
 from etl.db.store.watch import UNWATCHED
 from etl.db.tables import chat_phone_numbers, chats
 from etl.db.transactions import Transactions
 from etl.errors import ConfigError, EtlError, RequestRefusedError
 from etl.sync.budget import Budget, BudgetSpentError
+from etl.sync.privacy import read_privacy
 
 CONFIDENCE = 0.95
 
@@ -98,6 +101,7 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     unknown: list[int] = []
 
     async with LinqClient(config.api, pace, clock=clock) as client:
+        client.privacy = await transactions.read(partial(read_privacy, config=config))
 
         async def check(phone_number: str, stored: StoredChat) -> None:
             token = tokens.get(phone_number) or config.token
@@ -108,6 +112,7 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
             except (RequestRefusedError, BudgetSpentError):
                 unknown.append(stored.row.id)
             else:
+                chat = await _settled(transactions, client.privacy, chat)
                 findings.extend(compare(stored, chat, phone_number, clock()))
 
         async def check_all(portion: Mapping[int, str]) -> None:
@@ -122,6 +127,16 @@ async def verify(config: Config, engine: Engine, sample: int) -> Verification:
     matches = sampled - len(unknown) - len(findings)
     ordered = tuple(sorted(findings, key=lambda mismatch: mismatch.chat_id))
     return Verification(sampled, matches, len(unknown), ordered)
+
+
+async def _settled(
+    transactions: Transactions, privacy: Privacy, chat: Chat | Rejected | Withheld | None
+) -> Chat | Rejected | Withheld | None:
+    """The answer, without the name of a group that names a person."""
+    if privacy.participants != "hashed" or not isinstance(chat, Chat):
+        return chat
+    settle = partial(with_settled_name, chat=chat, hashes_of=privacy.name_hashes)
+    return await transactions.read(settle)
 
 
 async def _side_by_side(
@@ -145,10 +160,12 @@ async def _side_by_side(
 
 
 def compare(
-    stored: StoredChat, chat: Chat | Rejected | None, phone_number: str, now: datetime
+    stored: StoredChat, chat: Chat | Rejected | Withheld | None, phone_number: str, now: datetime
 ) -> Iterator[Mismatch]:
     """Yield the mismatch between the stored chat and the API's answer, if there is one."""
     row = stored.row
+    if isinstance(chat, Withheld):
+        return
     if chat is None:
         if not row.removed_at:
             yield Mismatch(row.id, ("removed_at",), explained=True)

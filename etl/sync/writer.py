@@ -15,14 +15,16 @@ from functools import partial
 from sqlalchemy import Connection
 
 from etl.api.models import ApiUsage
+from etl.api.privacy import Privacy
 from etl.config import PhoneNumber
 from etl.db import leases, run_log
 from etl.db.run_log import Claim, NumberOutcome, Record, RunOutcome
 from etl.db.run_records import get_run
 from etl.db.store.batch import ObservedPage
-from etl.db.store.pages import Changes, ChangesByPlace, store_pages
+from etl.db.store.pages import Changes, ChangesByPlace, Stored, store_pages
 from etl.db.store.removals import Removals, store_removals
 from etl.db.transactions import Transactions
+from etl.sync.privacy import keep_to
 from etl.sync.quick.learning import learn
 
 BATCH = 100
@@ -50,6 +52,7 @@ class Writer:
     ) -> None:
         self.gather_seconds = GATHER_SECONDS
         self.on_closed: Callable[[NumberOutcome], None] = lambda _: None
+        self.privacy = Privacy()
         self._least_recall = least_recall
         self._changes: Counter[str] = Counter()
         self._places: Changes = {}  # of the numbers that are not closed
@@ -168,7 +171,7 @@ class Writer:
         self._written = changes, places
         leases.ensure_held(connection, run_id, {item.phone_number for item in batch})
         if pages:
-            counts, found = store_pages(connection, pages, run_id=run_id, now=now)
+            counts, found = self._store_pages(connection, pages, now)
             places |= found
             run_log.add_counts(connection, run_id, counts, self._usage)
             for phone_number, count in counts.items():
@@ -186,3 +189,9 @@ class Writer:
                 ended = replace(item, evidence={**item.evidence, **learned})
                 run_log.close_number(connection, run_id, ended, now)
         return changes, places
+
+    def _store_pages(
+        self, connection: Connection, pages: Sequence[ObservedPage], now: datetime
+    ) -> Stored:
+        kept, hashes = keep_to(connection, self.privacy, pages), self.privacy.hashes_of_names
+        return store_pages(connection, kept, run_id=self._run_id, now=now, name_hashes=hashes)

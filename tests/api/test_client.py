@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected, Withheld
 from etl.api.transport import MAX_BODY_BYTES
 from etl.config import Token
 from etl.errors import ApiUnavailableError, EtlError, RequestRefusedError, TokenRefusedError
@@ -42,7 +42,9 @@ async def list_chats(client: LinqClient, context: RequestContext) -> Page:
     return await client.list_chats(context, 1)
 
 
-async def get_chat(client: LinqClient, context: RequestContext) -> Chat | Rejected | None:
+async def get_chat(
+    client: LinqClient, context: RequestContext
+) -> Chat | Rejected | Withheld | None:
     return await client.get_chat(context, 5)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from etl.api.client import LinqClient, RequestContext
-from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected
+from etl.api.models import ApiUsage, Chat, LinqNumber, Page, Rejected, Withheld
 from etl.api.retry import MAX_WAIT_SECONDS
 from etl.config import Token
 from etl.errors import (
@@ -36,7 +36,9 @@ async def list_chats(client: LinqClient, context: RequestContext) -> Page:
     return await client.list_chats(context, 1)
 
 
-async def get_chat(client: LinqClient, context: RequestContext) -> Chat | Rejected | None:
+async def get_chat(
+    client: LinqClient, context: RequestContext
+) -> Chat | Rejected | Withheld | None:
     return await client.get_chat(context, 5)
 
 

@@ -124,6 +124,12 @@ class Backend(Protocol):
     def fetch_rows(self, connection: Connection, query: Select[Any]) -> list[Row]:
         """The query's rows, with Python's values; faster than row by row."""
 
+    def overwrite_deleted(self, connection: Connection) -> None:
+        """Have the database overwrite what this connection deletes, if it can."""
+
+    def scrub(self, engine: Engine, tables: Iterable[Table]) -> str | None:
+        """Remove what deleted rows left in the tables' files; what is left to do, a sentence."""
+
     def insert_rows(
         self, connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
     ) -> None:

@@ -331,3 +331,15 @@ def lock_holders(connection: Connection) -> list[str]:
     """By the lock that begin_writing takes for its transaction."""
     found = _writers(connection)
     return [f"linq-etl/{run_id} (server session {session})" for session, run_id in found]
+
+
+def overwrite_deleted(connection: Connection) -> None:
+    """InnoDB removes deleted rows later, in the background."""
+
+
+def scrub(engine: Engine, tables: Iterable[Table]) -> str | None:  # noqa: ARG001
+    """Nothing: to write a table anew can take hours, and stops a whole cluster."""
+    return (
+        "the files may hold remains until InnoDB uses their space again: OPTIMIZE TABLE writes a "
+        "table anew"
+    )

@@ -327,3 +327,25 @@ def comment_on_views(connection: Connection, views: Iterable[Table]) -> None:
             for each in view.columns:
                 column_name, comment = sql.Identifier(each.name), sql.Literal(each.comment)
                 cursor.execute(on_column.format(name, column_name, comment))
+
+
+def overwrite_deleted(connection: Connection) -> None:
+    """Only VACUUM removes what was deleted."""
+
+
+def scrub(engine: Engine, tables: Iterable[Table]) -> str | None:
+    """VACUUM, as far as this role owns the tables."""
+    schema = schema_of(engine)
+    names = [sql.Identifier(*filter(None, (schema, table.name))) for table in tables]
+    connection = engine.raw_connection()
+    try:
+        driver: Any = connection.driver_connection
+        driver.autocommit = True
+        notices: list[str] = []
+        driver.add_notice_handler(lambda notice: notices.append(notice.message_primary))
+        driver.execute(sql.SQL("VACUUM {}").format(sql.SQL(", ").join(names)))
+    finally:
+        connection.invalidate()
+    if not notices:
+        return None
+    return "this role may not VACUUM all tables: let their owner do it"

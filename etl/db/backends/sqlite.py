@@ -243,6 +243,29 @@ def fetch_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     return list(zip(*columns, strict=True))
 
 
+def overwrite_deleted(connection: Connection) -> None:
+    """With zeros."""
+    connection.exec_driver_sql("PRAGMA secure_delete = ON")
+
+
+def scrub(engine: Engine, tables: Iterable[Table]) -> str | None:  # noqa: ARG001
+    """Write the file anew: pages hold remains of rows that were moved or changed long ago."""
+    connection = engine.raw_connection()
+    try:
+        driver: Any = connection.driver_connection
+        driver.execute("PRAGMA temp_store = FILE")  # A copy of the database, too large for memory.
+        driver.execute("VACUUM")
+        is_busy = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        connection.invalidate()
+    if not is_busy:
+        return None
+    return (
+        "another program is using the file, so that its -wal may still hold remains: run it again "
+        "when no other program uses the file"
+    )
+
+
 def insert_rows(
     connection: Connection, table: Table, names: Sequence[str], rows: Iterable[Row]
 ) -> None:

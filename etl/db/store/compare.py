@@ -7,7 +7,8 @@ from msgspec import UNSET
 from sqlalchemy import Connection, and_, case, select
 
 from etl.db.backends import backend
-from etl.db.store.batch import ObservedPage
+from etl.db.store.batch import ObservedPage, latest_observations
+from etl.db.store.names import NameHashes, settled
 from etl.db.tables import chat_phone_numbers, chats
 
 
@@ -24,11 +25,22 @@ class Comparison:
     new_in_list: frozenset[int]
 
 
-def compare_page(connection: Connection, page: ObservedPage, since: datetime) -> Comparison:
-    """Compare with the stored rows. A row changed lately if another number's run did so `since`."""
+def compare_page(
+    connection: Connection,
+    page: ObservedPage,
+    since: datetime,
+    name_hashes: NameHashes | None = None,
+) -> Comparison:
+    """Compare with the stored rows. A row changed lately if another number's run did so `since`.
+
+    `name_hashes` as in store_pages.
+    """
     database = backend(connection.dialect)
     links = chat_phone_numbers
-    given = database.id_table({each.chat.id for each in page.observations})
+    observations = latest_observations([page])
+    if name_hashes:
+        observations = settled(connection, observations, name_hashes)
+    given = database.id_table(observations)
     mine = and_(links.c.chat_id == given.c.id, links.c.phone_number == page.phone_number)
     is_listed = and_(
         links.c.chat_id.is_not(None), links.c.removed_at.is_(None), links.c.missing_since.is_(None)
@@ -45,7 +57,7 @@ def compare_page(connection: Connection, page: ObservedPage, since: datetime) ->
     )
     stored = {row[0]: row[1:] for row in database.fetch_rows(connection, rows)}
     changed, moved, new_in_list = set(), set(), set()
-    for each in page.observations:
+    for each in observations.values():
         chat_id, count = each.chat.id, each.chat.message_count
         digest, stored_count, changed_at, listed = stored[chat_id]
         if digest != each.digest or changed_at > since:

@@ -18,6 +18,7 @@ from etl.db.store.batch import (
 )
 from etl.db.store.diff import Diff, diff, is_newer
 from etl.db.store.memberships import gained_memberships, store_memberships
+from etl.db.store.names import NameHashes, settled, store_name_hashes
 from etl.db.store.read import portions, read_chats
 from etl.db.store.unwritten import Unwritten
 from etl.db.store.watch import UNWATCHED, watch_new, watch_stored
@@ -46,12 +47,24 @@ class Stored(NamedTuple):
 
 
 def store_pages(
-    connection: Connection, pages: Sequence[ObservedPage], *, run_id: int, now: datetime
+    connection: Connection,
+    pages: Sequence[ObservedPage],
+    *,
+    run_id: int,
+    now: datetime,
+    name_hashes: NameHashes | None = None,
 ) -> Stored:
-    """Write what the pages change."""
+    """Write what the pages change.
+
+    With `name_hashes`, groups keep their names only if they name no person.
+    """
     counts: Counts = {page.phone_number: Counter() for page in pages}
     changes: Changes = {page.phone_number: {} for page in pages}
-    new, changed = split_new_and_changed(connection, latest_observations(pages))
+    latest = latest_observations(pages)
+    if name_hashes:
+        store_name_hashes(connection, pages, latest, name_hashes)
+        latest = settled(connection, latest, name_hashes)
+    new, changed = split_new_and_changed(connection, latest)
     watches = watch_new(connection, pages, new)
     diffs = [diff(None, each, watches.get(each.chat.id, UNWATCHED)) for each in new]
     write_diffs(connection, diffs, run_id)
@@ -69,7 +82,12 @@ def store_pages(
 
 
 def count_pages(
-    connection: Connection, pages: Sequence[ObservedPage], unwritten: Unwritten, *, now: datetime
+    connection: Connection,
+    pages: Sequence[ObservedPage],
+    unwritten: Unwritten,
+    *,
+    now: datetime,
+    name_hashes: NameHashes | None = None,
 ) -> Counts:
     """Return what `store_pages` would count, and add it to `unwritten`; reads only.
 
@@ -79,6 +97,8 @@ def count_pages(
     observations = latest_observations(pages)
     for chat_id in unwritten.changed(observations):
         del observations[chat_id]
+    if name_hashes:
+        observations = settled(connection, observations, name_hashes)
     new, changed = split_new_and_changed(connection, observations)
     diffs = [diff(None, each, UNWATCHED) for each in new]
     for some in chain([diffs], _diffs_of_changed(connection, changed, now)):

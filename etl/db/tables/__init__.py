@@ -13,6 +13,7 @@ from etl.db.tables.chats import (
     chats,
     phone_numbers,
 )
+from etl.db.tables.privacy import chat_name_hashes, forgotten, privacy
 from etl.db.tables.quick import (
     CHANGE_KINDS,
     ChangeKind,
@@ -52,9 +53,11 @@ __all__ = [
     "chat_events",
     "chat_handles",
     "chat_message_counts",
+    "chat_name_hashes",
     "chat_phone_numbers",
     "chats",
     "data_dictionary",
+    "forgotten",
     "is_internal",
     "list_orders",
     "list_walks",
@@ -62,6 +65,7 @@ __all__ = [
     "number_leases",
     "number_status",
     "phone_numbers",
+    "privacy",
     "quick_recall",
     "rejected_records",
     "run_fences",

@@ -24,7 +24,7 @@ STATUS_LENGTH: Final = 32
 VERSION_TABLE: Final = "linq_etl_alembic_version"
 
 # The newest migration: it results in these tables.
-REVISION: Final = "0013_quick"
+REVISION: Final = "0014_privacy"
 
 
 def is_internal(item: Table | Column[Any]) -> bool:

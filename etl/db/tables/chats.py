@@ -54,7 +54,8 @@ chats = Table(
     Column(
         "display_name",
         LongText,
-        comment="A group's own name, or the chat's participants joined by commas.",
+        comment="A group's own name, or the chat's participants joined by commas. Where "
+        "participants are hashed, a group's own name or null; where they are dropped, null.",
     ),
     Column("service", LongText, comment="iMessage, SMS, RCS or another service named by the API."),
     Column("is_group", Boolean, comment="Whether this is a group chat (the API's `group`)."),
@@ -73,7 +74,7 @@ chats = Table(
         comment="Internal: hash of the chat and its participants as last written. A chat that is "
         "read with the same hash is not compared. Null forces a comparison.",
     ),
-    comment="One row per chat. Rows are never deleted.",
+    comment="One row per chat. Rows are never deleted, except by forget.",
 )
 
 chat_handles = Table(
@@ -91,7 +92,9 @@ chat_handles = Table(
     Column(
         "phone_number",
         ShortText(PARTICIPANT_LENGTH),
-        comment="The participant's phone number or e-mail address, exactly as the API sent it.",
+        comment="The participant's phone number or e-mail address, exactly as the API sent it. "
+        "Where participants are hashed, its keyed hash, the same in each chat; where they are "
+        "dropped, null. A configured number is never hashed or dropped.",
     ),
     Column("service", LongText, comment="The participant's messaging service."),
     Column("joined_at", UtcDateTime, comment="When the participant joined. Null if not known."),
@@ -110,7 +113,7 @@ chat_handles = Table(
     ),
     Index(None, "phone_number"),
     sqlite_with_rowid=False,
-    comment="One row per participant of a chat. Rows are never deleted.",
+    comment="One row per participant of a chat. Rows are never deleted, except by forget.",
 )
 
 # Here and in chat_message_counts, each row is written in the same transaction as the row it refers

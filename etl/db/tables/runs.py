@@ -179,7 +179,12 @@ rejected_records = Table(
     ),
     Column("page", BigInteger, comment="Its page of the list. Null if it was requested by its id."),
     Column("reason", LongText, nullable=False, comment="What is wrong with the record, and where."),
-    Column("payload", JsonText, comment="The record as the API sent it, as JSON."),
+    Column(
+        "payload",
+        JsonText,
+        comment="The record as the API sent it, as JSON. Where participants are hashed or dropped, "
+        "or if it names someone who was forgotten, without its texts and numbers.",
+    ),
     Column(
         "digest",
         BigInteger,

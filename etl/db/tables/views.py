@@ -176,7 +176,7 @@ _view(
         "service": (LongText, "As in chats."),
         "is_group": (Boolean, "As in chats."),
         "handle_id": (BigInteger, "The API's handle id."),
-        "participant": (LongText, "The participant's phone number or e-mail address."),
+        "participant": (LongText, "The participant, as chat_handles.phone_number."),
         "participant_service": (LongText, "The participant's messaging service."),
         "joined_at": (UtcDateTime, "When the participant joined. Null if not known."),
     },
@@ -187,7 +187,7 @@ _view(
     "One row per person: a phone number or e-mail address that takes part in current chats. Filter "
     "by participant: all people together take long.",
     {
-        "participant": (LongText, "The phone number or e-mail address, as the API sent it."),
+        "participant": (LongText, "The participant, as chat_handles.phone_number."),
         "is_own_number": (Boolean, "Whether it is a configured number. Leave these out of counts."),
         "chats": (BigInteger, "Current chats with the person."),
         "group_chats": (BigInteger, "Group chats among them."),

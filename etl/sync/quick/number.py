@@ -78,7 +78,10 @@ class QuickReading:
 
     async def _compare(self, page: Page, part: Part, since: datetime) -> Comparison:
         observed = ObservedPage(self._phone_number, page, part=part)
-        return await self._context.transactions.read(lambda c: compare_page(c, observed, since))
+        hashes = self._context.writer.privacy.hashes_of_names
+        return await self._context.transactions.read(
+            lambda c: compare_page(c, observed, since, hashes)
+        )
 
     async def _deliver(self, page: Page, part: Part = "rule") -> None:
         self._notes.add(page)
