@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"[^\s@]{1,190}@[^\s@]{1,64}")
 @json_option
 @click.pass_obj
 def forget(options: GlobalOptions, participant: str, yes: bool, as_json: bool) -> None:
-    """Erase a person everywhere, and keep later syncs from storing them again.
+    """Erase a person, and keep them out of later syncs.
 
     PARTICIPANT is a phone number in any usual form, or an e-mail address. The machine's other users
     can see it in the list of processes: write - to read it from stdin.

@@ -58,6 +58,7 @@ TEXT_TYPE: Final[TypeEngine[Any]] = Text()
 TIME_TYPE: Final[TypeEngine[Any]] = DateTime(timezone=True)
 BUSY_SECONDS: Final = 30
 EXAMINE_SECONDS: Final = 5.0
+_READERS_WAIT_MS: Final = 2000  # for those of other programs to end; a sync reads for moments
 _PRAGMAS = (
     f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}",
     "PRAGMA synchronous = NORMAL",
@@ -255,6 +256,7 @@ def scrub(engine: Engine, tables: Iterable[Table]) -> str | None:  # noqa: ARG00
         driver: Any = connection.driver_connection
         driver.execute("PRAGMA temp_store = FILE")  # A copy of the database, too large for memory.
         driver.execute("VACUUM")
+        driver.execute(f"PRAGMA busy_timeout = {_READERS_WAIT_MS}")
         is_busy = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
     finally:
         connection.invalidate()
