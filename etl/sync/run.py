@@ -221,8 +221,8 @@ class _Run:
 
     async def _agree_on_privacy(self, numbers: Sequence[PhoneNumber]) -> None:
         context, own = self._context, [number.e164 for number in numbers]
-        is_dry_run, transactions = self._options.is_dry_run, context.transactions
-        privacy = await agreed(transactions, context.config, own, writes=not is_dry_run)
+        writes = not self._options.is_dry_run
+        privacy = await agreed(context.transactions, context.config, own, writes=writes)
         context.client.privacy = context.writer.privacy = privacy
 
     async def _of_shard(self, shard: Shard, numbers: Sequence[PhoneNumber]) -> list[PhoneNumber]:
@@ -290,8 +290,7 @@ class _Run:
         if (statuses == {"succeeded"} or is_empty) and not self._left_out:
             lacks = any(each.completeness in {"unproved", "quick"} for each in self._outcomes)
             return 3 if lacks and self._options.require_complete else 0
-        alike = statuses == {"failed"} and len(self._exit_codes) == 1
-        return min(self._exit_codes) if alike else 3
+        return min(self._exit_codes) if statuses == {"failed"} and len(self._exit_codes) == 1 else 3
 
     def errors(self) -> list[str]:
         """A sentence per cause, after the numbers that it stopped."""

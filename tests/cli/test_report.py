@@ -248,6 +248,7 @@ def test_ninety_days_of_two_hundred_numbers(engine: Engine) -> None:
 
 
 @only_sqlite
+@pytest.mark.slow
 def test_very_many_numbers(engine: Engine) -> None:
     """The worst are shown, the others counted."""
     fill(engine, NOW, numbers=2, days=1)

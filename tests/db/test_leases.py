@@ -98,6 +98,7 @@ def test_a_run_without_numbers_takes_no_lease(engine: Engine) -> None:
     assert claim == Claim(held=frozenset(), busy={})
 
 
+@pytest.mark.slow
 def test_more_numbers_than_a_statement_has_parameters(engine: Engine) -> None:
     """PostgreSQL allows 65,535 in one statement; the next run sees all of them as held."""
     numbers = [f"+1312{place:07}" for place in range(70_000)]

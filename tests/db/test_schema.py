@@ -177,7 +177,7 @@ def test_runs_of_before_were_full(built: Engine) -> None:
     assert values(built, "SELECT mode FROM sync_runs") == [("full",)]
 
 
-@pytest.mark.parametrize("revision", ["nowhere", "0001", "-9", "+1", "", "base:head"])
+@pytest.mark.parametrize("revision", ["nowhere", "0001", "-99", "+1", "", "base:head"])
 def test_a_downgrade_to_an_unknown_revision_is_refused(built: Engine, revision: str) -> None:
     """The error lists the revisions, and nothing changes."""
     with pytest.raises(SchemaError, match=r"the revisions are base, 0006_baseline") as caught:

@@ -229,6 +229,7 @@ def test_a_run_that_was_taken_for_dead_joins_again(
     assert [row["status"] for row in rows(sync_runs)] == ["abandoned", "succeeded"]
 
 
+@pytest.mark.slow
 def test_shards_sync_every_number(engine: Engine, rows: Rows, sandbox: Sandbox) -> None:
     """One of them asks for all which numbers are reached; one without numbers succeeds."""
     results = [

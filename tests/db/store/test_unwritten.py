@@ -71,6 +71,7 @@ def pages_of(records: Sequence[Row], places: Any, at: int) -> list[list[Observed
 BATCHES = st.lists(st.lists(st.tuples(NUMBERS, IDS, st.booleans()), min_size=1, max_size=3))
 
 
+@pytest.mark.slow
 def test_any_batches_count_what_they_write(engine: Engine, run_id: int, store: Store) -> None:
     """Chats that two numbers list, that pages repeat, that changed, came back or are gone."""
 

@@ -49,6 +49,7 @@ def pages_read(account: Account, requests: int, minutes: int = 5) -> tuple[Row, 
 
 
 @pytest.mark.parametrize("order", ["id", "id-desc", "shuffled"])
+@pytest.mark.slow
 def test_every_page_has_its_turn(account: Account, order: Order) -> None:
     """Also without any change; the newest chats of a list by id are read each time."""
     learn(account, order)

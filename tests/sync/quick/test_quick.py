@@ -91,6 +91,7 @@ def test_a_quick_run_that_finds_nothing_writes_no_data(account: Account) -> None
     assert (account.links(), account.api.requests - requests) == (before, 2)
 
 
+@pytest.mark.slow
 def test_every_page_is_audited_in_turn(account: Account) -> None:
     """Renames move no chat in the list; each is found within as many runs as there are pages."""
     learn(account)
@@ -246,6 +247,7 @@ def test_a_full_walk_publishes_what_quick_readings_find(account: Account) -> Non
     }
 
 
+@pytest.mark.slow
 def test_a_list_that_changes_its_order_turns_quick_readings_off(account: Account) -> None:
     """An audit page or the next full walk finds what quick readings missed, and says so."""
     learn(account)
@@ -289,6 +291,7 @@ def test_a_walk_on_which_most_chats_changed_says_nothing(account: Account) -> No
     assert (number["quick_hits"], number["quick_misses"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_few_walks_are_kept(account: Account) -> None:
     """No more than are needed to judge quick readings, and twenty."""
     learn(account, walks=30, jumps=60)
