@@ -266,3 +266,25 @@ def test_check_tells_how_participants_are_stored(sandbox: Sandbox) -> None:
         ((code, detail),) = told(mode, LINQ_ETL_PRIVACY_KEY=given)
         assert code == 2
         assert "or use a new database" in detail
+
+
+@pytest.mark.slow
+def test_quick_and_dry_runs_compare_what_is_stored(database_url: str) -> None:
+    """Names that are withheld are no changes: a quick run reads little, a dry run counts nothing."""
+    sync = f"sync --phone-number {A}"
+    world = build_world(numbers=(A,), chats_per_number=700)
+    groups = [i for i in world.listing(A) if world.chat(i).get("group")]
+    direct = next(i for i in world.listing(A) if not world.chat(i).get("group", True))
+    world.rename(direct, "Ada Lovelace")
+    for chat_id in groups[:50]:
+        world.rename(chat_id, "Ada Lovelace, Babbage")
+    with Sandbox(world) as sandbox:
+        for walk in range(7):
+            for chat_id in world.listing(A)[-60:] if walk else ():
+                world.jump(chat_id)
+            assert run(sync, sandbox, database_url, "hashed").code == 0
+        dry = run(f"{sync} --dry-run --json", sandbox, database_url, "hashed").data
+        quick = run(f"{sync} --quick --json", sandbox, database_url, "hashed").data
+    changes = ("chats_inserted", "chats_updated", "chats_removed")
+    assert [dry[name] for name in changes] == [0, 0, 0]
+    assert (quick["numbers"][0]["completeness"], quick["pages"]) == ("quick", 2)
