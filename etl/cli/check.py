@@ -167,7 +167,7 @@ def check_database(config: Config, findings: list[Finding]) -> None:
                 if revision == REVISION and (lacking := schema.lacking(connection)):
                     problem = f"It lacks {', '.join(lacking)}. Restore a backup."
                     findings[-1] = Finding("schema", problem, SchemaError.exit_code)
-                elif revision == REVISION:
+                elif revision == REVISION and not any(each.exit_code for each in findings):
                     findings += _privacy_findings(connection, config)
 
 

@@ -100,11 +100,11 @@ def test_a_database_that_refuses_a_batch_fails_the_run(engine: Engine, rows: Row
     }
     error = full[engine.dialect.name]
     with (
-        failing_commits(engine, lambda n: n == 4, error, is_committed=False) as commits,
+        failing_commits(engine, lambda n: n == 5, error, is_committed=False) as commits,
         pytest.raises(DatabaseError, match="disk full") as caught,
     ):
         account.sync()
-    assert len(commits) == 6
+    assert len(commits) == 7
     (run,) = rows(sync_runs)
     assert (run["status"], run["error_kind"]) == ("failed", "database")
     assert run["error_detail"] == str(caught.value)
@@ -129,7 +129,7 @@ def test_a_database_that_is_back_after_patience_gets_the_runs_end(
     """As failed, with the cause."""
     account = Account(engine, rows)
     with (
-        failing_commits(engine, lambda n: n == 4, outage(engine), is_committed=False),
+        failing_commits(engine, lambda n: n == 5, outage(engine), is_committed=False),
         pytest.raises(DatabaseUnavailableError),
     ):
         account.sync(patience=0)
