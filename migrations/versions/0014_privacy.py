@@ -110,7 +110,7 @@ def comment_on_tables(end: str, *, is_new: bool) -> None:
 
 
 def downgrade() -> None:
-    comment_on_tables(".", is_new=False)
     op.drop_table("chat_name_hashes")
     op.drop_table("forgotten")
     op.drop_table("privacy")
+    comment_on_tables(".", is_new=False)

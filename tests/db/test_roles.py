@@ -104,8 +104,8 @@ def test_only_the_owner_changes_the_schema(role_database: RoleDatabase) -> None:
     refused = call("db", "downgrade", "base", "--yes", env=env)
     assert refused.code == 6
     assert (
-        f"Role {role_database.role} may not change the schema, because it does not own view "
-        "number_status. Run the `linq-etl db` commands as the role that owns it."
+        f"Role {role_database.role} may not change the schema, because it does not own table "
+        "chat_name_hashes. Run the `linq-etl db` commands as the role that owns it."
     ) in refused.stderr
 
 
