@@ -22,7 +22,8 @@ from tests.support.marks import cannot_run
 
 _POSTGRES_URL = os.environ.get(postgres.URL_VARIABLE)
 _MYSQL_URL = os.environ.get(mysql.URL_VARIABLE)
-_STORE_TESTS = Path(__file__).parent / "db" / "store"
+_DATABASE_TESTS = Path(__file__).parent / "db"
+_FOLDERS = {"postgresql": _DATABASE_TESTS, "mysql": _DATABASE_TESTS / "store"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1", None}
 
 # The same examples each time and none saved, so that a test's outcome depends on the code alone.
@@ -31,11 +32,14 @@ settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """To save time, only the tests of the store run on MySQL; the others with the slow ones."""
+    """To save time, only tests of the database run on servers; the others with the slow ones.
+
+    Of these, only the tests of the store run on MySQL.
+    """
     for item in items:
         parameters = getattr(item, "callspec", None)
-        on_mysql = parameters and parameters.params.get("database_url") == "mysql"
-        if on_mysql and not item.path.is_relative_to(_STORE_TESTS):
+        folder = _FOLDERS.get(parameters.params.get("database_url", "")) if parameters else None
+        if folder and not item.path.is_relative_to(folder):
             item.add_marker(pytest.mark.slow)
 
 

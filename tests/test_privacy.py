@@ -270,7 +270,7 @@ def test_check_tells_how_participants_are_stored(sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_quick_and_dry_runs_compare_what_is_stored(database_url: str) -> None:
-    """Names that are withheld are no changes: a quick run reads little, a dry run counts nothing."""
+    """Names that are withheld are no changes: a quick run reads little, a dry one counts none."""
     sync = f"sync --phone-number {A}"
     world = build_world(numbers=(A,), chats_per_number=700)
     groups = [i for i in world.listing(A) if world.chat(i).get("group")]
