@@ -29,9 +29,9 @@ _SHAPE: Final = 0.25
 def pages_by_gain(
     connection: Connection, phone_number: str, known: KnownList, now: datetime
 ) -> list[int]:
-    """The list's pages, the one that is worth most first; before them the one with new chats."""
+    """The list's pages, the one that is worth most first; before them those with new chats."""
     ids = listed_ids(connection, phone_number)
-    pages = min(max(math.ceil(len(ids) / known.per_page), known.pages), MAX_PAGE_READS)
+    pages = len(known.page_reads) or min(known.pages, MAX_PAGE_READS)
     is_by_id = known.list_order in {"id", "id-desc"}
     messages: dict[int, float] = defaultdict(float)
     if is_by_id:
@@ -40,10 +40,12 @@ def pages_by_gain(
             messages[chat_id] += gained * math.exp(-age / _MEMORY)
     ages = [_age(known, index, now) for index in range(pages)]
     gains = page_gains(ids, messages, ages, known.per_page)
-    newest = pages - 1
-    order = sorted(
-        range(pages), key=lambda index: (not (is_by_id and index == newest), -gains[index], index)
-    )
+    # New chats at the head move others from one page to the next.
+    ends = {"id": 1, "id-desc": 2}.get(known.list_order, 0)
+    newest = {*range(pages)[pages - ends :]} if is_by_id else set[int]()
+    # Pages that came since the last full walk have no chats that are known.
+    newest |= {index for index in range(known.pages, pages) if known.page_reads[index] is None}
+    order = sorted(range(pages), key=lambda index: (index not in newest, -gains[index], index))
     return [_page_at(index, pages, known.list_order) for index in order]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from etl.db.tables import list_orders
+from etl.db.tables import chats, list_orders
 from etl.sandbox.world import Order
 from etl.sync.quick.gain import gain, page_gains
 from tests.support.account import Account, number_in
-from tests.support.builders import Row, Rows
+from tests.support.builders import A, Row, Rows
 
 CHATS = 400  # on a hundred pages
 
@@ -74,6 +74,18 @@ def test_nothing_is_called_fresh_that_is_not(account: Account) -> None:
     assert number["reason"].startswith(
         "budget: the list needs about 102 requests, more than the 10"
     )
+
+
+@pytest.mark.parametrize("order", ["id", "id-desc"])
+def test_a_list_that_grows_is_read_to_its_newest_page(account: Account, order: Order) -> None:
+    """However many chats were created since the last full walk."""
+    learn(account, order)
+    for run in range(3):
+        for _ in range(6):
+            account.world.create(A)
+        pages_read(account, 12, minutes=5 * (run + 1))
+        pages_read(account, 12, minutes=5 * (run + 1) + 1)
+    assert {*account.listed} == {row["id"] for row in account.rows(chats)}
 
 
 def test_what_the_readings_missed_is_published(account: Account) -> None:
