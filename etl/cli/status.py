@@ -45,7 +45,7 @@ def with_age(row: Row | None, phone_number: str, now: datetime) -> Row:
     `age` is that of what is fresh, `complete_age` that of a list known to be complete.
     """
     row = {**NULLS, **(row or {"phone_number": phone_number})}
-    fresh, complete = row["fresh_as_of"] or row["last_good_sync"], row["complete_as_of"]
+    fresh, complete = row["fresh_as_of"], row["complete_as_of"]
     return {**row, "age": _age(fresh, now), "complete_age": _age(complete, now)}
 
 
@@ -193,9 +193,8 @@ def _limit(parts: Sequence[_Part], room: int) -> None:
 
 def _age_first(row: Row) -> tuple[Any, ...]:
     """Never synced first, then what fails or is not fresh the longest."""
-    fresh = row["fresh_as_of"] or row["last_good_sync"]
-    oldest = row["failing_since"] or fresh
-    known = fresh is not None, oldest is not None
+    oldest = row["failing_since"] or row["fresh_as_of"]
+    known = row["fresh_as_of"] is not None, oldest is not None
     return (*known, oldest or datetime.min.replace(tzinfo=UTC), row["phone_number"])
 
 

@@ -65,6 +65,7 @@ class Reading:
 class KnownList:
     """A row of `list_orders`. `page_reads` has seconds since 1970, None for a page not read."""
 
+    phone_number: str
     list_order: ListOrder
     quick_off: str | None
     fresh_as_of: datetime | None
@@ -116,21 +117,26 @@ def known_lists(connection: Connection, numbers: Collection[str]) -> dict[str, K
         rows = connection.execute(select(list_orders).where(list_orders.c.phone_number.in_(some)))
         for row in rows.mappings():
             values: dict[str, Any] = dict(row)
-            number = values.pop("phone_number")
             caught = {kind: Found(*counts) for kind, counts in values.pop("caught").items()}
-            found[number] = KnownList(caught=caught, **values)
+            found[values["phone_number"]] = KnownList(caught=caught, **values)
     return found
 
 
-def write_list(connection: Connection, phone_number: str, known: KnownList) -> None:
+def write_list(connection: Connection, known: KnownList) -> None:
     """Store the row in the place of the one before."""
     values = {name: getattr(known, name) for name in KnownList.__dataclass_fields__} | {
         "caught": json.dumps({kind: (f.hits, f.misses) for kind, f in known.caught.items()}),
         "page_reads": json.dumps([*known.page_reads]),
     }
-    mine = list_orders.c.phone_number == phone_number
+    mine = list_orders.c.phone_number == known.phone_number
     if not connection.execute(update(list_orders).where(mine).values(values)).rowcount:
-        connection.execute(insert(list_orders), {"phone_number": phone_number, **values})
+        connection.execute(insert(list_orders), values)
+
+
+def turn_off(connection: Connection, phone_number: str, why: str) -> None:
+    """Turn quick readings of the number off until its next full walk."""
+    mine = list_orders.c.phone_number == phone_number
+    connection.execute(update(list_orders).where(mine).values(quick_off=why))
 
 
 def last_walks(connection: Connection, phone_number: str) -> list[Walk]:

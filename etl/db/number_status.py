@@ -42,6 +42,7 @@ def _last_good_syncs(connection: Connection) -> list[Record]:
             columns_of(connection, phone_numbers)["label"],
             table.c.run_id,
             columns["finished_at"].label("last_good_sync"),
+            columns["finished_at"].label("fresh_as_of"),
             *(columns[name] for name in ("completeness", "reason", "total_count")),
         )
         .outerjoin(last, last.c.phone_number == phone_numbers.c.phone_number)

@@ -139,6 +139,8 @@ def look(connection: Connection, run: SharedRun, numbers: Collection[str]) -> St
             if row.status in GOOD and run.has_finished(row.completeness):
                 if row.finished_at >= run.since:
                     finished.add(row.phone_number)
+            elif row.completeness == "quick":
+                continue  # It did not fail; its list has still to be read in full.
             elif row.status in (*GOOD, "failed") and row.finished_at >= run.begun:
                 failure = Failure(row.error_kind, row.error_detail or row.reason)
                 failures[row.phone_number].append(failure)

@@ -131,12 +131,18 @@ LAST_COLUMNS = {
 }
 # Short lists have no row, nor has any before its first full walk with this revision.
 LEARNED = {
-    "columns": """coalesce(o.fresh_as_of, (
-        SELECT s.started_at FROM sync_runs s WHERE s.id = l.good_run
-    )) AS fresh_as_of, {complete}, o.list_order, o.quick_off, {recall}, """,
+    "columns": """coalesce(
+        CASE WHEN o.walk_run_id >= l.good_run THEN o.fresh_as_of END, (
+            SELECT s.started_at FROM sync_runs s
+            WHERE s.id = l.good_run AND EXISTS (
+                SELECT 1 FROM sync_run_numbers r WHERE r.run_id = l.good_run
+                    AND r.phone_number = n.phone_number AND r.missing IS NOT NULL
+            )
+        ), o.fresh_as_of
+    ) AS fresh_as_of, {complete}, o.list_order, o.quick_off, {recall}, """,
     "quick_run": "coalesce(o.quick_run_id, 0)",
     "orders": """
-LEFT JOIN list_orders o ON o.phone_number = n.phone_number AND o.walk_run_id >= l.good_run""",
+LEFT JOIN list_orders o ON o.phone_number = n.phone_number""",
 }
 
 

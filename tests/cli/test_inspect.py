@@ -154,8 +154,8 @@ def test_a_status_that_is_too_old() -> None:
 
 
 def test_an_age_is_in_whole_seconds() -> None:
-    """Of what is fresh, else of the last good sync, and of what is complete; null without one."""
-    row: dict[str, Any] = {**NULLS, "phone_number": A, "last_good_sync": NOON}
+    """Of what is fresh and of what is complete; null if that is not known."""
+    row: dict[str, Any] = {**NULLS, "phone_number": A, "fresh_as_of": NOON}
     later = NOON + timedelta(minutes=1, microseconds=999_999)
     ages = {"age": timedelta(minutes=1), "complete_age": None}
     assert with_age(row, A, later) == row | ages

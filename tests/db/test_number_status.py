@@ -33,7 +33,8 @@ NEVER: Record = {
     "failing_since": None,
     "always_empty": False,
 }
-OF_LISTS = ("fresh_as_of", "complete_as_of")
+OF_LISTS = ("complete_as_of",)
+READ: Record = {"missing": 0}  # to the end of the list
 GOOD: Record = {"status": "succeeded", "completeness": "consistent", "total_count": 12}
 UNPROVED: Record = {"status": "partial", "completeness": "unproved", "reason": "it moved"}
 RANGE: Record = {"status": "succeeded", "reason": "only pages 2 to 3"}
@@ -61,6 +62,7 @@ def store(engine: Engine, *entries: Record) -> None:
             connection.execute(insert(sync_runs), {**run, **internal, **ended})
             at = None if entry["status"] == "running" else minute(run_id)
             row = {"run_id": run_id, "phone_number": A, "finished_at": at, **entry}
+            row |= READ if entry.get("completeness") else {}
             connection.execute(insert(sync_run_numbers), row)
 
 
@@ -172,5 +174,6 @@ def test_an_older_schema_has_the_last_good_sync(engine: Engine) -> None:
     unknown = [name for name in NEVER if name.startswith(("last_a", "last_s", "last_e"))]
     nulls = dict.fromkeys([*unknown, "failing_since", "always_empty", *OF_LISTS])
     assert (other.pop("last_run_id"), found.pop("last_run_id")) == (None, None)
-    assert found == good(2, completeness="unproved", reason="it moved", total_count=None) | nulls
+    unproved = {"completeness": "unproved", "reason": "it moved", "total_count": None}
+    assert found == good(2, **unproved, fresh_as_of=minute(2)) | nulls
     assert other == {**NEVER, "phone_number": B, "label": None, "always_empty": None}

@@ -125,8 +125,9 @@ def _entries(numbers: int, now: datetime, days: int) -> Iterator[Row]:
             fails = index % 40 == 0 and at >= now - DAY
             moved = index % 7 == 0
             ended = {"status": "failed" if fails else "partial" if moved else "succeeded"}
-            read = {"completeness": "unproved" if moved else "consistent", "total_count": 1}
-            nothing = {"completeness": None, "total_count": None}
+            completeness = "unproved" if moved else "consistent"
+            read = {"completeness": completeness, "total_count": 1, "missing": 0}
+            nothing = {"completeness": None, "total_count": None, "missing": None}
             why = {"reason": "the list moved" if moved and not fails else None}
             yield {
                 "run_id": run * 10 + 1,

@@ -13,11 +13,12 @@ from etl.api.models import Chat, Page
 from etl.db.backends import backend
 from etl.db.tables import chats
 
-Part = Literal["walk", "rule", "audit"]
+Part = Literal["walk", "rule", "audit", "gain"]
 
 
 class Place(NamedTuple):
-    """Where a chat was read: in a walk of the list, by the rule of quick readings or by an audit.
+    """Where a chat was read: in a walk of the list, by the rule of quick readings, by an audit, or
+    on a page that was worth most.
 
     Page 0 is an answer to Get Chat.
     """

@@ -7,6 +7,7 @@ audit finds a chat with another message count, or the API's count of chats has c
 number than that of the new chats.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -30,18 +31,19 @@ class HeadReading:
         fetch: BoundedFetch,
         compare: Compare,
         deliver: Deliver,
+        note_alarm: Callable[[str], Awaitable[None]],
         known: KnownList,
-        phone_number: str,
     ) -> None:
         self._fetch = fetch
         self._compare = compare
         self._deliver = deliver
+        self._note_alarm = note_alarm
         self._known = known
-        self._phone_number = phone_number
         self._digests: dict[int, int] = {}  # of the chats read so far
         self._listed: set[int] = set()  # new in the list
         self._total: int | None = None
         self._last_page = 1
+        self._alarm: str | None = None
 
     async def run(self) -> str | None:
         """Read. Returns why the list has to be read in full, if so; raises StopReadingError.
@@ -53,19 +55,27 @@ class HeadReading:
             if page_number >= min(self._last_page / 2, 10 + self._last_page / 4):
                 return "most of its pages have changed"
             page_number += 1
-        audited = self._audited(page_number)
-        if audited and (await self._read(audited, "audit")).moved:
-            return f"page {audited} had changed chats, though none was expected there"
+        if audited := self._audited(page_number):
+            await self._read(audited, "audit")
         if self._unexpected():
             await self._read(1, "rule")  # A chat may have come meanwhile.
-        return self._unexpected()
+        return self._alarm or self._unexpected()
 
     async def _read(self, page_number: int, part: Part) -> Comparison:
         page = await self._fetch(page_number)
         self._fetch.check(page, len(self._digests))
         found = self._without_known(page, await self._compare(page, part))
-        self._total, self._last_page = page.total_count, page.last_page or 1
+        self._total = page.total_count
+        # The API may count with longer pages than it sends.
+        by_rows = math.ceil((page.total_count or 0) / self._known.per_page)
+        self._last_page = max(page.last_page or 1, by_rows)
         self._listed |= found.new_in_list
+        if not page.ids:
+            self._alarm = f"page {page_number} came without chats"
+        elif part == "audit" and found.moved:
+            self._alarm = f"page {page_number} had changed chats, though none was expected there"
+            # Before they are stored: then they would not be found changed again.
+            await self._note_alarm(self._alarm)
         await self._deliver(page, part)
         return found
 
@@ -81,7 +91,7 @@ class HeadReading:
         """The page that is next in the random order and that is not among the first ones."""
         # Whatever the API says: with many more pages its count of chats has changed too.
         pages = min(self._last_page, self._known.pages + 1, MAX_AUDITED)
-        seed = f"{self._phone_number} {self._known.walk_run_id}"
+        seed = f"{self._known.phone_number} {self._known.walk_run_id}"
         # By hash, so that a page more or less leaves the others in their order.
         order = sorted(range(1, pages + 1), key=lambda page: hash64(f"{seed} {page}".encode()))
         turn = self._known.quick_runs % pages

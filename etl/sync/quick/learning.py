@@ -56,8 +56,10 @@ class Notes:
         self._began_at = self._began_at or page.observed_at
         if page.page_number == 1 or self._head_read_at is None:
             self._head_read_at = page.observed_at
-        self._pages = page.last_page or max(self._pages, page.page_number)
         self._per_page = max(self._per_page, len(page.ids))
+        # The API may count with longer pages than it sends.
+        by_rows = math.ceil((page.total_count or 0) / self._per_page)
+        self._pages = max(page.last_page or max(self._pages, page.page_number), by_rows)
         self._total = page.total_count
         self._ended_at = page.observed_at
         self._page_reads[page.page_number] = int(page.observed_at.timestamp())
@@ -104,13 +106,15 @@ def learn(
     if not reading.is_full:
         if known:
             after = _after_quick(known, run_id, reading, caught)
-            list_orders.write_list(connection, number, after)
+            list_orders.write_list(connection, after)
         return {}
-    walk = _walk(run_id, reading, changes, caught, ruled=not (known and known.partial_runs))
+    # What readings by worth have found says nothing of those by the rule.
+    is_mixed = known is not None and known.partial_runs > 0
+    walk = None if is_mixed else _walk(run_id, reading, changes, caught)
     if walk:
         list_orders.add_walk(connection, number, walk)
     judgement = _judge(connection, number, least)
-    list_orders.write_list(connection, number, _after_walk(run_id, reading, judgement))
+    list_orders.write_list(connection, _after_walk(run_id, outcome, reading, judgement))
     if walk:
         list_orders.publish(connection, run_id, number, judgement.recalls)
     messages = judgement.recalls["messages"]
@@ -131,14 +135,20 @@ def _judge(connection: Connection, phone_number: str, least: float) -> Judgement
     return judgement
 
 
-def _after_walk(run_id: int, reading: Reading, judgement: Judgement) -> KnownList:
+def _after_walk(
+    run_id: int, outcome: NumberOutcome, reading: Reading, judgement: Judgement
+) -> KnownList:
+    seen = outcome.evidence.get("distinct_ids")
+    is_unproved = outcome.completeness == "unproved" and seen is not None
     return KnownList(
+        outcome.phone_number,
         judgement.order,
         judgement.quick_off,
         fresh_as_of=reading.began_at,
         walk_run_id=run_id,
         walked_at=reading.ended_at,
-        total_count=reading.total_count,
+        # A chat that the walk did not see is to raise the alarm.
+        total_count=int(seen or 0) if is_unproved else reading.total_count,
         per_page=reading.per_page,
         head_read_at=reading.head_read_at,
     )
@@ -194,20 +204,15 @@ def _walk(
     reading: Reading,
     changes: ChangesByPlace,
     caught: FoundByKind,
-    *,
-    ruled: bool,
 ) -> Walk | None:
-    """The walk's row; None if nothing has changed since the walk before.
-
-    Unless `ruled`, the quick readings before did not follow the rule by which the walk is judged.
-    """
+    """The walk's row; None if nothing has changed since the walk before."""
     pages = {at.page_number: kinds for at, kinds in changes.items() if at.part == "walk"}
     pages.pop(0, None)  # of chats that the list lacks
     changed = sum(kinds[None] for kinds in pages.values())
     if not changed and not any(each.hits or each.misses for each in caught.values()):
         return None
     says_nothing = 2 * changed > (reading.total_count or 0)
-    front = _front(pages, changed, reading.per_page) if ruled else 0
+    front = _front(pages, changed, reading.per_page)
     found = dict(caught)
     for page_number, kinds in pages.items() if not says_nothing else ():
         for kind in CHANGE_KINDS:

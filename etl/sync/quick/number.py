@@ -5,7 +5,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from etl.api.models import Page
-from etl.db.list_orders import KnownList, Reading, known_lists
+from etl.db.list_orders import KnownList, Reading, known_lists, turn_off
 from etl.db.store.batch import ObservedPage, Part
 from etl.db.store.compare import Comparison, compare_page
 from etl.sync.budget import BoundedFetch, BudgetSpentError, EndlessListError
@@ -62,11 +62,18 @@ class QuickReading:
         def compare(page: Page, part: Part) -> Awaitable[Comparison]:
             return self._compare(page, part, known.head_read_at)
 
-        reading = HeadReading(self._fetch(), compare, self._deliver, known, self._phone_number)
+        reading = HeadReading(self._fetch(), compare, self._deliver, self._note_alarm, known)
         try:
             self.in_full = await reading.run()
         except EndlessListError as error:
             self.in_full = str(error)
+        if self.in_full:
+            await self._note_alarm(self.in_full)
+
+    async def _note_alarm(self, why: str) -> None:
+        """Quick readings stay off until a full walk has ended, even if this run does not."""
+        context, number = self._context, self._phone_number
+        await context.transactions.write(lambda c: turn_off(c, number, why))
 
     async def _read_by_gain(self, known: KnownList, now: datetime) -> None:
         """Read the pages that are worth most, until the run's requests are spent."""
@@ -83,6 +90,6 @@ class QuickReading:
             lambda c: compare_page(c, observed, since, hashes)
         )
 
-    async def _deliver(self, page: Page, part: Part = "rule") -> None:
+    async def _deliver(self, page: Page, part: Part = "gain") -> None:
         self._notes.add(page)
         await self._deliver_part(page, part)
