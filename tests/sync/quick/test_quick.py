@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from etl.db.tables import chat_phone_numbers, chats, list_orders, list_walks, quick_recall
 from etl.sandbox.world import Order
 from etl.sync.run import RunResult
-from tests.support.account import Account, number_in
+from tests.support.account import UNLIMITED, Account, number_in
 from tests.support.builders import A, B, Row, Rows
 
 CHATS = 400  # on a hundred pages
@@ -279,6 +279,37 @@ def test_what_an_audit_finds_counts_as_missed(account: Account) -> None:
     number = number_in(quick(account))
     assert "had changed chats, though none was expected there" in number["reason"]
     assert number["quick_misses"] == 4
+    assert is_stored(account)
+
+
+def test_an_alarm_outlives_its_run(account: Account) -> None:
+    """If the walk after it fails, the next run reads the list in full."""
+    learn(account)
+    for chat_id in account.listed[8:]:
+        count = account.world.chat(chat_id).get("message_count") or 0
+        account.world.edit(chat_id, message_count=count + 1)
+    account.api.good_pages = 10
+    assert number_in(quick(account))["status"] == "failed"
+    account.api.good_pages = UNLIMITED
+    reason = number_in(quick(account))["reason"]
+    assert reason.startswith("read in full, because page ")
+    assert is_stored(account)
+
+
+def test_an_empty_page_is_not_taken_for_unchanged(account: Account) -> None:
+    """The first page comes without chats, although the API counts them."""
+    learn(account)
+    jump(account, 300)
+    answer = account.world.page
+
+    def page(number: str, page_number: int, per_page: int) -> dict[str, Any]:
+        found = answer(number, page_number, per_page)
+        return {**found, "data": []} if page_number == 1 else found
+
+    account.world.page = page  # type: ignore[assignment,method-assign]
+    assert number_in(quick(account))["completeness"] != "quick"
+    account.world.page = answer  # type: ignore[method-assign]
+    quick(account)
     assert is_stored(account)
 
 
