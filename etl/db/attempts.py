@@ -1,11 +1,11 @@
 """The last attempt to sync each phone number, and the last run of each command; no dry runs."""
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from etl.db.chunks import chunks
 from etl.db.number_status import number_status
 from etl.db.run_log import Record
 from etl.db.tables import phone_numbers, sync_run_numbers, sync_runs
@@ -60,8 +60,7 @@ def _entries(
     found: dict[tuple[int, str], Record] = {}
     entry = sync_run_numbers.c
     wanted = set(keys)
-    remaining = iter(sorted(wanted))
-    while chunk := list(islice(remaining, _CHUNK)):
+    for chunk in chunks(sorted(wanted), _CHUNK):
         # Not as (run_id, phone_number) IN …, for which SQLite reads the whole table, nor as pairs
         # joined by OR, for which PostgreSQL does so without bitmap scans.
         runs, numbers = {run for run, _ in chunk}, {number for _, number in chunk}

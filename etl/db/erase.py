@@ -5,9 +5,8 @@ lock, so that no batch writes the same rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Column, Connection, Table, delete, func, insert, or_, select, update
@@ -155,13 +154,6 @@ def erase_rejected(connection: Connection, ids: Collection[int]) -> Changes:
     changes: Changes = Counter()
     _delete(connection, rejected_records, rejected_records.c.id.in_(ids), changes)
     return changes
-
-
-def chunks(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """As many as one transaction erases."""
-    remaining = iter(items)
-    while chunk := [*islice(remaining, CHUNK)]:
-        yield chunk
 
 
 def _begin(connection: Connection) -> None:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from etl.db.chunks import chunks
 from etl.db.tables import (
     CHANGE_KINDS,
     ChangeKind,
@@ -113,7 +113,7 @@ class Recall:
 def known_lists(connection: Connection, numbers: Collection[str]) -> dict[str, KnownList]:
     """By number; one without a full walk is missing."""
     found = {}
-    for some in _chunks(sorted(numbers)):
+    for some in chunks(sorted(numbers), _CHUNK):
         rows = connection.execute(select(list_orders).where(list_orders.c.phone_number.in_(some)))
         for row in rows.mappings():
             values: dict[str, Any] = dict(row)
@@ -209,9 +209,3 @@ def gains_since(
     )
     for row in connection.execute(changes):
         yield row.chat_id, row.observed_at, row.gained
-
-
-def _chunks(numbers: Sequence[str]) -> Iterator[list[str]]:
-    remaining = iter(numbers)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk

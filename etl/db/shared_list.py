@@ -5,16 +5,17 @@ began later. What was finished before is told once, by `unfinished`.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
 from etl.db import leases
 from etl.db.backends import backend
+from etl.db.chunks import chunks
 from etl.db.run_log import GOOD, was_not_left_out
 from etl.db.tables import (
     FULL,
@@ -25,8 +26,6 @@ from etl.db.tables import (
     sync_runs,
 )
 from etl.errors import BusyError, ConfigError, RequestRefusedError, TokenRefusedError
-
-T = TypeVar("T")
 
 # Of a failure that another try in the same run cannot help.
 PERMANENT: Final = frozenset({ConfigError.kind, RequestRefusedError.kind, TokenRefusedError.kind})
@@ -101,7 +100,7 @@ def unfinished(connection: Connection, numbers: Collection[str], run: SharedRun)
     query = select(*columns, view.fresh_as_of)
     rows = [
         row
-        for some in _chunks(numbers)
+        for some in chunks(numbers, _CHUNK)
         for row in connection.execute(query.where(view.phone_number.in_(some)))
     ]
     recent = {
@@ -120,7 +119,7 @@ def unfinished(connection: Connection, numbers: Collection[str], run: SharedRun)
 def _syncs(connection: Connection, runs: Collection[int]) -> frozenset[int]:
     """Those of the runs that are no backfills, which do not settle what is missing."""
     found: set[int] = set()
-    for some in _chunks(sorted(runs)):
+    for some in chunks(sorted(runs), _CHUNK):
         query = select(sync_runs.c.id).where(sync_runs.c.id.in_(some))
         found |= {*connection.execute(query.where(sync_runs.c.command == "sync")).scalars()}
     return frozenset(found)
@@ -131,7 +130,7 @@ def look(connection: Connection, run: SharedRun, numbers: Collection[str]) -> St
     holders: dict[str, int] = {}
     finished: set[str] = set()
     failures: defaultdict[str, list[Failure]] = defaultdict(list)
-    for some in _chunks(numbers):
+    for some in chunks(numbers, _CHUNK):
         lease = number_leases.c
         query = select(lease.phone_number, lease.run_id).where(lease.phone_number.in_(some))
         holders |= {row.phone_number: row.run_id for row in connection.execute(query)}
@@ -206,9 +205,3 @@ def _note(connection: Connection, run_id: int, taken: Collection[str], claimed: 
     connection.execute(insert(sync_run_numbers), [row | {"status": "running"} for row in rows])
     total = {"numbers_total": claimed + len(rows)}
     connection.execute(update(sync_runs).where(sync_runs.c.id == run_id).values(total))
-
-
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk

@@ -1,12 +1,12 @@
 """Whose turn it is if the requests of a run do not suffice for all of its phone numbers."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, ScalarSelect, and_, func, not_, or_, select
 
+from etl.db.chunks import chunks
 from etl.db.run_log import BUDGET_REASON, TOO_LONG_REASON
 from etl.db.tables import phone_numbers, sync_run_numbers
 
@@ -30,7 +30,7 @@ def last_turns(connection: Connection, numbers: Collection[str]) -> dict[str, Tu
     """
     found: dict[str, Turn] = {}
     total = _newest(_entry.total_count, _entry.total_count.is_not(None))
-    for some in _chunks(sorted(numbers)):
+    for some in chunks(sorted(numbers), _CHUNK):
         named = phone_numbers.c.phone_number.in_(some)
         turns = select(phone_numbers.c.phone_number, _newest(_entry.run_id, _had_turn()), total)
         for phone_number, run_id, count in connection.execute(turns.where(named)):
@@ -53,9 +53,3 @@ def _newest(column: ColumnElement[Any], condition: ColumnElement[bool]) -> Scala
     mine = _entry.phone_number == phone_numbers.c.phone_number
     newest = select(column).where(mine, condition).order_by(_entry.run_id.desc()).limit(1)
     return newest.correlate(phone_numbers).scalar_subquery()
-
-
-def _chunks(numbers: Sequence[str]) -> Iterator[list[str]]:
-    remaining = iter(numbers)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk

@@ -14,6 +14,7 @@ from etl.api.privacy import Privacy, lists_people, normalised
 from etl.config import Config
 from etl.db import erase
 from etl.db.backends import Row
+from etl.db.chunks import chunks
 from etl.db.engine import clock_of
 from etl.db.erase import Changes, Erasure
 from etl.db.privacy import agreed_state
@@ -173,7 +174,7 @@ class _Erasing:
             lambda row: any(map(person.is_participant, row[2:])) or person.is_in(*row[2:]),
         )
         rest = {row[0]: person.rest_of_event(row) for row in theirs}
-        for ids in erase.chunks(sorted({row[0] for row in handles})):
+        for ids in chunks(sorted({row[0] for row in handles}), erase.CHUNK):
             renamings = await self._transactions.read(partial(erase.renamings, chat_ids=ids))
             for row in renamings:
                 if (values := person.rest_of_names(row)) != (row[1], row[2]):
@@ -201,7 +202,7 @@ class _Erasing:
     async def _write(
         self, items: Iterable[Any], function: Callable[[Connection, list[Any]], Changes]
     ) -> None:
-        for some in erase.chunks(items):
+        for some in chunks(items, erase.CHUNK):
             self._changes += await self._transactions.write(partial(_call, function, some))
 
 

@@ -1,8 +1,6 @@
 """Sync one phone number: read its list, store it, settle the chats that are missing."""
 
-from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import islice
 
 from sqlalchemy import Connection
 
@@ -10,6 +8,7 @@ from etl.api.client import RequestContext
 from etl.api.models import ApiUsage, Chat, Page, Rejected, Withheld
 from etl.config import Config
 from etl.db import run_log
+from etl.db.chunks import chunks
 from etl.db.run_log import LastWalk, NumberOutcome
 from etl.db.store.batch import ObservedPage, Part
 from etl.db.store.removals import CHUNK, Removals, known_chats
@@ -143,8 +142,9 @@ class NumberSync:
         ids.forget((*gone, *left))
         put, number = self._context.writer.put, self._phone_number
         await put(Removals(number, gone, left, (), observed_at))
-        for chunk in _chunks(alive if suspicious_now else ids.missing()):
-            await put(Removals(number, (), (), chunk, observed_at))
+        # Each item of the writer takes little memory and a short transaction.
+        for chunk in chunks(alive if suspicious_now else ids.missing(), CHUNK):
+            await put(Removals(number, (), (), tuple(chunk), observed_at))
         if suspicious_now:
             return f"about {expected} of {known} known chats are gone or not listed; {_ALLOW}"
         unknown = missing - len(gone) - len(alive)
@@ -342,10 +342,3 @@ def _page_of(answer: Chat | Rejected | Withheld | None, observed_at: datetime) -
 
 
 _ALLOW = "removals are withheld; if this is right, apply them with --allow-removals"
-
-
-def _chunks(ids: Iterable[int]) -> Iterator[tuple[int, ...]]:
-    """Bound the memory and the transaction of one item of the writer."""
-    remaining = iter(ids)
-    while chunk := tuple(islice(remaining, CHUNK)):
-        yield chunk

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, insert, select, update
 
+from etl.db.chunks import chunks
 from etl.db.store.unwritten import Unwritten
 from etl.db.store.watch import watch_stored
 from etl.db.tables import chat_events, chat_phone_numbers, chats
@@ -53,14 +54,14 @@ def store_removals(connection: Connection, removals: Removals, *, run_id: int) -
     """
     at = removals.observed_at
     removed = 0
-    for chat_ids in _chunks(removals.missing):
+    for chat_ids in chunks(removals.missing, CHUNK):
         unmarked = _links.c.missing_since.is_(None)
         _mark(connection, removals.phone_number, chat_ids, unmarked, missing_since=at)
-    for chat_ids in _chunks((*removals.left, *removals.gone)):
+    for chat_ids in chunks((*removals.left, *removals.gone), CHUNK):
         present = _links.c.removed_at.is_(None)
         values = {"removed_at": at, "missing_since": None}
         _mark(connection, removals.phone_number, chat_ids, present, **values)
-    for chat_ids in _chunks(removals.gone):
+    for chat_ids in chunks(removals.gone, CHUNK):
         removed += _remove_unlisted(connection, chat_ids, run_id, at)
     return removed
 
@@ -70,7 +71,7 @@ def count_removals(connection: Connection, removals: Removals, unwritten: Unwrit
     lost = (*removals.left, *removals.gone)
     unwritten.set_listed(removals.phone_number, lost, is_listed=False)
     removed = 0
-    for chat_ids in _chunks(removals.gone):
+    for chat_ids in chunks(removals.gone, CHUNK):
         present = chats.c.id.in_(chat_ids), chats.c.removed_at.is_(None)
         listing = _links.c.chat_id.in_(chat_ids), _links.c.removed_at.is_(None)
         rows = connection.execute(select(_links.c.phone_number, _links.c.chat_id).where(*listing))
@@ -112,7 +113,3 @@ def _remove_unlisted(
         if rows := [{**event, "chat_id": chat_id} for chat_id in removed if chat_id in watched]:
             connection.execute(insert(chat_events), rows)
     return len(removed)
-
-
-def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
