@@ -1,6 +1,7 @@
 """What is known of the order of each number's list: one row a number, and one a full walk.
 
-Written by the run that holds the number, in the transaction that closes it.
+Written by the run that holds the number, in the transaction that closes it. Only an alarm is noted
+before: it has to outlive a run that does not get so far.
 """
 
 import json

@@ -10,7 +10,7 @@ from etl.config import Config
 from etl.db import run_log
 from etl.db.chunks import chunks
 from etl.db.run_log import LastWalk, NumberOutcome
-from etl.db.store.batch import ObservedPage, Part
+from etl.db.store.batch import ObservedPage
 from etl.db.store.removals import CHUNK, Removals, known_chats
 from etl.errors import ApiUnavailableError, RequestRefusedError, TokenRefusedError
 from etl.sync.budget import (
@@ -201,7 +201,7 @@ class NumberSync:
 
     async def _read_quickly(self) -> NumberOutcome | None:
         """Read only where changes are likely; None if the whole list has to be read."""
-        quick = QuickReading(self._context, self._phone_number, self._bounded_fetch, self._deliver)
+        quick = QuickReading(self._context, self._phone_number, self._bounded_fetch, self._put)
         try:
             reading = await quick.read()
         except BudgetSpentError as error:
@@ -290,13 +290,14 @@ class NumberSync:
         # Charged with the other retries.
         return await self._context.client.list_chats(self._request, page_number, again=True)
 
-    async def _deliver(self, page: Page, part: Part = "walk") -> None:
-        self._rejected += len(page.rejected)
+    async def _put(self, page: ObservedPage) -> None:
+        self._rejected += len(page.page.rejected)
         self._has_read = True
-        await self._context.writer.put(ObservedPage(self._phone_number, page, part=part))
-        self._context.progress.page_read(self._phone_number, page)
-        if part != "walk":
-            return
+        await self._context.writer.put(page)
+        self._context.progress.page_read(self._phone_number, page.page)
+
+    async def _deliver(self, page: Page) -> None:
+        await self._put(ObservedPage(self._phone_number, page))
         is_first = not self._notes.has_pages
         self._notes.add(page)
         if is_first:

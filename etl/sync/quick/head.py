@@ -2,23 +2,23 @@
 
 It reads from the first page until one page brings no change, and one page of the rest as an audit:
 each in its turn, in a random order, so that every page is read within as many quick readings as the
-list has pages, whatever its order really is. Two alarms end it, and the list is read in full: the
-audit finds a chat with another message count, or the API's count of chats has changed by another
-number than that of the new chats.
+list has pages, whatever its order really is. An alarm ends it, and the list is read in full: the
+audit finds a chat with another message count, a page comes without chats, or the API's count of
+chats has changed by another number than that of the new chats.
 """
 
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from etl.api.models import Page, hash64
+from etl.api.models import hash64
 from etl.db.list_orders import KnownList
-from etl.db.store.batch import Part
+from etl.db.store.batch import ObservedPage, Part
 from etl.db.store.compare import Comparison
 from etl.sync.budget import BoundedFetch
 
-Compare = Callable[[Page, Part], Awaitable[Comparison]]
-Deliver = Callable[[Page, Part], Awaitable[None]]
+Compare = Callable[[ObservedPage], Awaitable[Comparison]]
+Deliver = Callable[[ObservedPage], Awaitable[None]]
 
 MAX_AUDITED: Final = 100_000  # pages
 
@@ -64,7 +64,9 @@ class HeadReading:
     async def _read(self, page_number: int, part: Part) -> Comparison:
         page = await self._fetch(page_number)
         self._fetch.check(page, len(self._digests))
-        found = self._without_known(page, await self._compare(page, part))
+        # Hashed once: the comparison and the store read the same observations.
+        observed = ObservedPage(self._known.phone_number, page, part=part)
+        found = self._without_known(observed, await self._compare(observed))
         self._total = page.total_count
         # The API may count with longer pages than it sends.
         by_rows = math.ceil((page.total_count or 0) / self._known.per_page)
@@ -76,12 +78,12 @@ class HeadReading:
             self._alarm = f"page {page_number} had changed chats, though none was expected there"
             # Before they are stored: then they would not be found changed again.
             await self._note_alarm(self._alarm)
-        await self._deliver(page, part)
+        await self._deliver(observed)
         return found
 
-    def _without_known(self, page: Page, found: Comparison) -> Comparison:
+    def _without_known(self, page: ObservedPage, found: Comparison) -> Comparison:
         """Leave out what this reading has found before: it may not be stored yet."""
-        digests = {chat.id: chat.digest for chat in page.chats}
+        digests = {each.chat.id: each.digest for each in page.observations}
         known = {each for each, digest in digests.items() if self._digests.get(each) == digest}
         new_in_list = found.new_in_list - self._digests.keys()
         self._digests |= digests

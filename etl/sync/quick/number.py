@@ -6,7 +6,7 @@ from datetime import datetime
 
 from etl.api.models import Page
 from etl.db.list_orders import KnownList, Reading, known_lists, turn_off
-from etl.db.store.batch import ObservedPage, Part
+from etl.db.store.batch import ObservedPage
 from etl.db.store.compare import Comparison, compare_page
 from etl.sync.budget import BoundedFetch, BudgetSpentError, EndlessListError
 from etl.sync.context import RunContext
@@ -28,14 +28,14 @@ class QuickReading:
         context: RunContext,
         phone_number: str,
         fetch: Callable[[], BoundedFetch],
-        deliver: Callable[[Page, Part], Awaitable[None]],
+        put: Callable[[ObservedPage], Awaitable[None]],
     ) -> None:
         self.in_full: str | None = None
         self.limit: str | None = None
         self._context = context
         self._phone_number = phone_number
         self._fetch = fetch
-        self._deliver_part = deliver
+        self._put = put
         self._notes = Notes()
 
     async def read(self) -> Reading | None:
@@ -43,24 +43,24 @@ class QuickReading:
         context, number, now = self._context, self._phone_number, self._context.clock()
         found = await context.transactions.read(lambda c: known_lists(c, [number]))
         known = found.get(number)
-        self.in_full = why_in_full(known, number, now, context.config.sync.full_every_span)
+        self.in_full = why_in_full(known, now, context.config.sync.full_every_span)
         if known is None:
             return None
-        if self.in_full:
-            self.limit = context.turns.why_too_long(number, known.pages)
-        if not self.in_full or (self.limit and self.in_full == IS_OLD):
+        limit = context.turns.why_too_long(number, known.pages)
+        self.limit = limit if self.in_full else None
+        if not self.in_full or (limit and self.in_full == IS_OLD):
             await self._read_head(known)
         if not self.in_full:
             return self._notes.reading(is_full=False)
-        self.limit = context.turns.why_too_long(number, known.pages)
-        if not self.limit:
+        self.limit = limit
+        if not limit:
             return None
         await self._read_by_gain(known, now)
         return self._notes.reading(is_full=False, is_partial=True)
 
     async def _read_head(self, known: KnownList) -> None:
-        def compare(page: Page, part: Part) -> Awaitable[Comparison]:
-            return self._compare(page, part, known.head_read_at)
+        def compare(page: ObservedPage) -> Awaitable[Comparison]:
+            return self._compare(page, known.head_read_at)
 
         reading = HeadReading(self._fetch(), compare, self._deliver, self._note_alarm, known)
         try:
@@ -81,15 +81,15 @@ class QuickReading:
         pages = await context.transactions.read(lambda c: pages_by_gain(c, number, known, now))
         with suppress(BudgetSpentError):
             width = 2 * context.config.api.max_concurrency
-            await read_pages(self._fetch(), self._deliver, pages, width=width)
+            await read_pages(self._fetch(), self._deliver_gain, pages, width=width)
 
-    async def _compare(self, page: Page, part: Part, since: datetime) -> Comparison:
-        observed = ObservedPage(self._phone_number, page, part=part)
+    async def _compare(self, page: ObservedPage, since: datetime) -> Comparison:
         hashes = self._context.writer.privacy.hashes_of_names
-        return await self._context.transactions.read(
-            lambda c: compare_page(c, observed, since, hashes)
-        )
+        return await self._context.transactions.read(lambda c: compare_page(c, page, since, hashes))
 
-    async def _deliver(self, page: Page, part: Part = "gain") -> None:
-        self._notes.add(page)
-        await self._deliver_part(page, part)
+    async def _deliver_gain(self, page: Page) -> None:
+        await self._deliver(ObservedPage(self._phone_number, page, part="gain"))
+
+    async def _deliver(self, page: ObservedPage) -> None:
+        self._notes.add(page.page)
+        await self._put(page)

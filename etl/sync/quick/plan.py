@@ -15,9 +15,7 @@ _EARLIEST: Final = 0.75
 IS_OLD: Final = "the last full reading is old"
 
 
-def why_in_full(
-    known: KnownList | None, phone_number: str, now: datetime, full_every: timedelta
-) -> str | None:
+def why_in_full(known: KnownList | None, now: datetime, full_every: timedelta) -> str | None:
     """Why the list is read in full; None if a quick reading is known to be good."""
     if known is None:
         return "it is short, or was not read in full before"
@@ -25,7 +23,7 @@ def why_in_full(
         return known.quick_off
     if known.total_count is None:
         return "the API does not count the list"
-    if now - known.walked_at >= full_every * _spread(phone_number, known.walk_run_id):
+    if now - known.walked_at >= full_every * _spread(known):
         return IS_OLD
     if now < known.walked_at:
         return "the last full reading ended after now"
@@ -36,11 +34,12 @@ def known_good(
     connection: Connection, numbers: Collection[str], now: datetime, full_every: timedelta
 ) -> list[str]:
     """Those of the numbers whose lists are read quickly now."""
-    known = known_lists(connection, numbers)
-    return [each for each in known if not why_in_full(known[each], each, now, full_every)]
+    found = known_lists(connection, numbers)
+    return [each for each, known in found.items() if not why_in_full(known, now, full_every)]
 
 
-def _spread(phone_number: str, walk_run_id: int) -> float:
-    """From _EARLIEST to 1, the same for each run after that walk."""
-    random = hash64(f"{phone_number} {walk_run_id}".encode()) % 2**32 / 2**32
+def _spread(known: KnownList) -> float:
+    """From _EARLIEST to 1, the same for each run after the last full walk."""
+    seed = f"{known.phone_number} {known.walk_run_id}"
+    random = hash64(seed.encode()) % 2**32 / 2**32
     return _EARLIEST + (1 - _EARLIEST) * random
